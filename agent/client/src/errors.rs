@@ -1,0 +1,54 @@
+//! What an API error means to a reconciler.
+
+/// The HTTP status code that the API server answered with, if it answered at all.
+#[must_use]
+pub fn status_code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// The object is not there (any more).
+#[must_use]
+pub fn is_not_found(error: &kube::Error) -> bool {
+    status_code(error) == Some(404)
+}
+
+/// Another writer was faster: read again and retry.
+#[must_use]
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason != "AlreadyExists")
+}
+
+/// An object of that name is there already.
+#[must_use]
+pub fn is_already_exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason == "AlreadyExists")
+}
+
+/// An error with everything that caused it, on one line: `error = %chain(&error)`.
+#[must_use]
+pub fn chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl std::fmt::Display + 'a {
+    Chain(error)
+}
+
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = self.0.to_string();
+        f.write_str(&shown)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            let text = error.to_string();
+            // kube's errors repeat their source.
+            if !shown.contains(&text) {
+                write!(f, ": {text}")?;
+            }
+            shown = text;
+            next = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! [`PodNetwork`] over the conflist runner of `skiff-cni`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use skiff_client::chain;
+use skiff_cni::libcni::{Attachment, AttachmentKey, CniRunner, Conflist};
+
+use super::{NetworkError, PodAttachment, PodNetwork};
+use crate::NodeConfig;
+
+const IFNAME: &str = "eth0";
+const RECORD: &str = "network.json";
+
+/// Runs the node's first configuration list for each pod.
+pub(crate) struct CniNetwork {
+    runner: CniRunner,
+    config: NodeConfig,
+    /// Read by each attachment, written by the sweep.
+    attaching: tokio::sync::RwLock<()>,
+}
+
+/// What is kept beside the pod, so that the next daemon knows its addresses without asking a plugin.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    ips: Vec<IpAddr>,
+}
+
+impl CniNetwork {
+    pub(crate) fn new(runner: CniRunner, config: NodeConfig) -> Self {
+        Self {
+            runner,
+            config,
+            attaching: tokio::sync::RwLock::new(()),
+        }
+    }
+
+    async fn conflist(&self) -> Result<Conflist, NetworkError> {
+        let directory = self.config.cni_conf_dir.clone();
+        let load = tokio::task::spawn_blocking(move || Conflist::load_dir(&directory)).await;
+        match load {
+            Ok(Ok(list)) => Ok(list),
+            Ok(Err(error)) => Err(NetworkError(chain(&error).to_string())),
+            Err(error) => Err(NetworkError(error.to_string())),
+        }
+    }
+
+    fn record_path(&self, uid: &str) -> PathBuf {
+        self.config.pod_dir(uid).join(RECORD)
+    }
+}
+
+fn attachment(pod: &PodAttachment) -> Result<Attachment, NetworkError> {
+    let key = key(&pod.uid)?;
+    let args = [
+        ("IgnoreUnknown", "1"),
+        ("K8S_POD_NAMESPACE", &pod.namespace),
+        ("K8S_POD_NAME", &pod.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", &pod.uid),
+        ("K8S_POD_UID", &pod.uid),
+    ];
+    Ok(Attachment {
+        container_id: key.container_id,
+        netns: pod.netns.clone(),
+        ifname: key.ifname,
+        args: args
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
+        capability_args: serde_json::Map::new(),
+    })
+}
+
+fn key(uid: &str) -> Result<AttachmentKey, NetworkError> {
+    Ok(AttachmentKey {
+        container_id: uid
+            .parse()
+            .map_err(|error| NetworkError(chain(&error).to_string()))?,
+        ifname: IFNAME
+            .parse()
+            .map_err(|error| NetworkError(chain(&error).to_string()))?,
+    })
+}
+
+#[async_trait]
+impl PodNetwork for CniNetwork {
+    async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, NetworkError> {
+        let list = self.conflist().await?;
+        let attachment = attachment(pod)?;
+        let _no_sweep = self.attaching.read().await;
+        let result = self
+            .runner
+            .add(&list, &attachment)
+            .await
+            .map_err(|error| NetworkError(chain(&error).to_string()))?;
+        let ips: Vec<IpAddr> = result.container_ips().map(|ip| ip.address.ip()).collect();
+        let keep = async {
+            let path = self.record_path(&pod.uid);
+            if let Some(parent) = path.parent() {
+                tokio::fs::create_dir_all(parent).await?;
+            }
+            let json = serde_json::to_vec(&Record { ips: ips.clone() })?;
+            let tmp = path.with_extension("tmp");
+            tokio::fs::write(&tmp, json).await?;
+            tokio::fs::rename(&tmp, &path).await
+        };
+        let kept: std::io::Result<()> = keep.await;
+        if ips.is_empty() || kept.is_err() {
+            let undone = self.runner.del(&list, &attachment).await;
+            if let Err(error) = undone {
+                tracing::warn!(pod = pod.name, error = %chain(&error), "undoing an attachment");
+            }
+            let message = match kept {
+                Err(error) => format!("keeping the pod's addresses: {error}"),
+                Ok(()) => "the plugins gave no address".to_owned(),
+            };
+            return Err(NetworkError(message));
+        }
+        Ok(ips)
+    }
+
+    async fn addresses(&self, pod: &PodAttachment) -> Option<Vec<IpAddr>> {
+        let json = tokio::fs::read(self.record_path(&pod.uid)).await.ok()?;
+        serde_json::from_slice::<Record>(&json)
+            .ok()
+            .map(|record| record.ips)
+    }
+
+    async fn detach(&self, pod: &PodAttachment) -> Result<(), NetworkError> {
+        let list = self.conflist().await?;
+        self.runner
+            .del(&list, &attachment(pod)?)
+            .await
+            .map_err(|error| NetworkError(chain(&error).to_string()))?;
+        drop(tokio::fs::remove_file(self.record_path(&pod.uid)).await);
+        Ok(())
+    }
+
+    async fn sweep(&self, uids: &(dyn Fn() -> Vec<String> + Sync)) -> Result<(), NetworkError> {
+        let list = self.conflist().await?;
+        let _nothing_is_attached = self.attaching.write().await;
+        let uids = uids();
+        let valid = uids
+            .iter()
+            .map(|uid| key(uid))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.runner
+            .gc(&list, &valid)
+            .await
+            .map_err(|error| NetworkError(chain(&error).to_string()))
+    }
+}

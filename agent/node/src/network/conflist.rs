@@ -1,0 +1,112 @@
+//! The default CNI configuration list.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
+
+const FILE: &str = "10-skiff.conflist";
+
+/// Writes the default conflist if the directory has no configuration yet; its path if it was written.
+///
+/// # Errors
+/// The directory or file cannot be written.
+pub(crate) fn ensure_conflist(directory: &Path, content: &Value) -> io::Result<Option<PathBuf>> {
+    fs::create_dir_all(directory)?;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("conflist" | "conf" | "json")) {
+            return Ok(None);
+        }
+    }
+    let path = directory.join(FILE);
+    let tmp = directory.join(format!(".{FILE}.tmp"));
+    fs::write(&tmp, format!("{content:#}\n"))?;
+    fs::rename(&tmp, &path)?;
+    Ok(Some(path))
+}
+
+/// The default conflist: our bridge with addresses of `pod_cidr` from host-local.
+pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
+    let default_route = if pod_cidr.is_ipv4() {
+        "0.0.0.0/0"
+    } else {
+        "::/0"
+    };
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "skiff",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "skiff0",
+                "isGateway": true,
+                "ipMasq": true,
+                "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{ "subnet": pod_cidr.to_string() }]],
+                    "routes": [{ "dst": default_route }],
+                    "dataDir": ipam_dir,
+                },
+            },
+        ],
+    })
+}
+
+/// The first range of a node's size in the cluster's range, for a cluster without a controller that hands
+/// ranges out.
+pub(crate) fn first_node_cidr(cluster: IpNetwork) -> IpNetwork {
+    match cluster {
+        IpNetwork::V4(v4) => {
+            let prefix = v4.prefix().max(24);
+            ipnetwork::Ipv4Network::new(v4.network(), prefix).map_or(cluster, IpNetwork::V4)
+        }
+        IpNetwork::V6(v6) => {
+            let prefix = v6.prefix().max(64);
+            ipnetwork::Ipv6Network::new(v6.network(), prefix).map_or(cluster, IpNetwork::V6)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_written_once_and_never_over_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let content = plan_conflist(
+            "10.244.0.0/24".parse().unwrap(),
+            Path::new("/d/cni/networks"),
+        );
+        let conf = directory.path().join("net.d");
+        assert_eq!(
+            ensure_conflist(&conf, &content).unwrap(),
+            Some(conf.join(FILE))
+        );
+        let written: Value = serde_json::from_slice(&fs::read(conf.join(FILE)).unwrap()).unwrap();
+        assert_eq!(
+            written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],
+            "10.244.0.0/24"
+        );
+        assert_eq!(written["plugins"][0]["ipam"]["dataDir"], "/d/cni/networks");
+        assert_eq!(ensure_conflist(&conf, &json!({})).unwrap(), None);
+
+        let other = directory.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("00-mine.conf"), "{}").unwrap();
+        assert_eq!(ensure_conflist(&other, &content).unwrap(), None);
+    }
+
+    #[test]
+    fn a_node_gets_the_first_range() {
+        let first = |cidr: &str| first_node_cidr(cidr.parse().unwrap()).to_string();
+        assert_eq!(first("10.244.0.0/16"), "10.244.0.0/24");
+        assert_eq!(first("10.0.0.0/28"), "10.0.0.0/28");
+        assert_eq!(first("fd00::/48"), "fd00::/64");
+    }
+}

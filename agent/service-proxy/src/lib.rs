@@ -1,0 +1,22 @@
+//! Services and EndpointSlices as the API has them, turned into the datapath's tables.
+//!
+//! ```text
+//! watch Services ───┐                     plan (pure)              diff              ebpf/loader
+//! watch EndpointSlices ┴─> [`Tracker`] ─> what a Service needs ─> `TableDiff` ─> maps of the kernel
+//! ```
+//!
+//! One task ([`ServiceProxy::run`]), no polling, no debounce: a change is applied when it arrives, together with whatever queued up
+//! meanwhile. A change of one Service plans and writes that Service only. Nothing is written before both lists are
+//! complete, so a restart changes nothing that is still wanted.
+
+mod objects;
+mod plan;
+mod proxy;
+mod tracker;
+
+pub use crate::{
+    objects::{EndpointInfo, PortInfo, ServiceInfo, ServiceName, SliceInfo, SlicePort},
+    plan::{ServicePlan, plan_service, plan_tables},
+    proxy::{ProxyConfig, ProxyCounters, ProxyError, ProxyHandle, ServiceProxy},
+    tracker::{TableView, Tracker},
+};

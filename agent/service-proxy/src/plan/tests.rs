@@ -1,0 +1,256 @@
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use serde_json::{Value, json};
+
+use super::*;
+
+const NODE: &str = "node-1";
+
+fn service(spec: &Value) -> (ServiceName, Option<ServiceInfo>) {
+    let status = json!({"loadBalancer": {"ingress": [
+        {"ip": "203.0.113.7"}, {"ip": "203.0.113.8", "ipMode": "Proxy"}, {"hostname": "lb.example"},
+    ]}});
+    let load_balancer = spec["type"] == "LoadBalancer";
+    let object: Service = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "dev", "name": "web"},
+        "spec": spec, "status": if load_balancer { status } else { json!({}) },
+    }))
+    .unwrap();
+    (ServiceName::new("dev", "web"), ServiceInfo::of(&object))
+}
+
+/// Address, node, and the conditions ready, serving, terminating.
+type Point = (&'static str, &'static str, [Option<bool>; 3]);
+
+const READY: [Option<bool>; 3] = [Some(true), Some(true), Some(false)];
+const STARTING: [Option<bool>; 3] = [Some(false), Some(false), Some(false)];
+const LEAVING: [Option<bool>; 3] = [Some(false), Some(true), Some(true)];
+const GONE: [Option<bool>; 3] = [Some(false), Some(false), Some(true)];
+const UNKNOWN: [Option<bool>; 3] = [None, None, None];
+
+fn slice(port: &Value, points: &[Point]) -> SliceInfo {
+    let endpoints: Vec<Value> = points
+        .iter()
+        .map(|(addr, node, [ready, serving, terminating])| {
+            json!({"addresses": [addr], "nodeName": node, "conditions":
+                {"ready": ready, "serving": serving, "terminating": terminating}})
+        })
+        .collect();
+    let object: EndpointSlice = serde_json::from_value(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "dev", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [port], "endpoints": endpoints,
+    }))
+    .unwrap();
+    SliceInfo::of(&object, NODE).unwrap()
+}
+
+fn plan(spec: &Value, slices: &[SliceInfo]) -> ServicePlan {
+    let (name, info) = service(spec);
+    plan_service(&name, &info.unwrap(), slices.iter())
+}
+
+fn cluster_ip() -> Value {
+    json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80, "targetPort": 8080}]})
+}
+
+fn members(plan: &ServicePlan, number: usize) -> Vec<String> {
+    plan.sets[number]
+        .1
+        .iter()
+        .map(|backend| format!("{}:{}", backend.addr, backend.port))
+        .collect()
+}
+
+fn frontends(plan: &ServicePlan) -> BTreeSet<String> {
+    plan.frontends
+        .iter()
+        .map(|(frontend, _)| frontend.to_string())
+        .collect()
+}
+
+fn texts<const N: usize>(texts: [&str; N]) -> BTreeSet<String> {
+    texts.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn ready_endpoints_are_used_and_others_only_if_they_still_serve_and_nothing_is_ready() {
+    let port = json!({"port": 8080});
+    let cases: [(&str, &[Point], &[&str]); 6] = [
+        (
+            "ready",
+            &[("10.0.0.1", "n", READY), ("10.0.0.2", "n", STARTING)],
+            &["10.0.0.1:8080"],
+        ),
+        (
+            "unknown is ready",
+            &[("10.0.0.1", "n", UNKNOWN)],
+            &["10.0.0.1:8080"],
+        ),
+        (
+            "ready wins",
+            &[("10.0.0.1", "n", LEAVING), ("10.0.0.2", "n", READY)],
+            &["10.0.0.2:8080"],
+        ),
+        (
+            "all leaving",
+            &[("10.0.0.1", "n", LEAVING), ("10.0.0.2", "n", GONE)],
+            &["10.0.0.1:8080"],
+        ),
+        (
+            "nothing",
+            &[("10.0.0.1", "n", STARTING), ("10.0.0.2", "n", GONE)],
+            &[],
+        ),
+        ("no endpoints", &[], &[]),
+    ];
+    for (name, points, expected) in cases {
+        let plan = plan(&cluster_ip(), &[slice(&port, points)]);
+        assert_eq!(members(&plan, 0), expected, "{name}");
+        assert_eq!(frontends(&plan), texts(["10.96.0.5:80/Tcp"]), "{name}");
+    }
+}
+
+#[test]
+fn publish_not_ready_addresses_makes_all_ready() {
+    let mut spec = cluster_ip();
+    spec["publishNotReadyAddresses"] = json!(true);
+    let plan = plan(
+        &spec,
+        &[slice(&json!({"port": 1}), &[("10.0.0.1", "n", STARTING)])],
+    );
+    assert_eq!(members(&plan, 0), ["10.0.0.1:1"]);
+}
+
+#[test]
+fn ports_find_their_targets_by_name_and_protocol() {
+    let spec = json!({"clusterIP": "10.96.0.5", "ports": [
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+        {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+        {"name": "odd", "port": 54, "protocol": "SCTP"},
+    ]});
+    let slices = [
+        slice(
+            &json!({"name": "dns", "port": 5353, "protocol": "UDP"}),
+            &[("10.0.0.1", "n", READY)],
+        ),
+        slice(
+            &json!({"name": "dns-tcp", "port": 5354}),
+            &[("10.0.0.1", "n", READY)],
+        ),
+        slice(
+            &json!({"name": "dns", "port": 9, "protocol": "TCP"}),
+            &[("10.0.0.9", "n", READY)],
+        ),
+    ];
+    let plan = plan(&spec, &slices);
+    assert_eq!(
+        frontends(&plan),
+        texts(["10.96.0.5:53/Tcp", "10.96.0.5:53/Udp"])
+    );
+    assert_eq!(members(&plan, 0), ["10.0.0.1:5353"]);
+    assert_eq!(members(&plan, 1), ["10.0.0.1:5354"]);
+    assert_ne!(plan.sets[0].0, plan.sets[1].0);
+}
+
+#[test]
+fn an_endpoint_in_two_slices_is_used_once_and_is_ready_if_one_says_so() {
+    let port = json!({"port": 1});
+    let slices = [
+        slice(
+            &port,
+            &[("10.0.0.1", "n", STARTING), ("10.0.0.2", "n", READY)],
+        ),
+        slice(&port, &[("10.0.0.1", "n", READY), ("10.0.0.2", "n", READY)]),
+    ];
+    assert_eq!(
+        members(&plan(&cluster_ip(), &slices), 0),
+        ["10.0.0.1:1", "10.0.0.2:1"]
+    );
+}
+
+#[test]
+fn a_load_balancer_has_all_kinds_of_frontends() {
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5",
+        "clusterIPs": ["10.96.0.5", "fd00::5"], "externalIPs": ["198.51.100.1"],
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    let expected = texts([
+        "10.96.0.5:80/Tcp",
+        "198.51.100.1:80/Tcp",
+        "203.0.113.7:80/Tcp",
+        "node:30080/Tcp",
+    ]);
+    assert_eq!(frontends(&plan(&spec, &[])), expected);
+}
+
+#[test]
+fn traffic_policies_choose_the_set() {
+    let mut spec = json!({"type": "NodePort", "clusterIP": "10.96.0.5",
+        "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    let slices = [slice(
+        &json!({"port": 1}),
+        &[("10.0.0.1", "other", READY), ("10.0.0.2", NODE, READY)],
+    )];
+    let both = plan(&spec, &slices);
+    assert_eq!(members(&both, 0), ["10.0.0.1:1", "10.0.0.2:1"]);
+    assert_eq!(members(&both, 1), ["10.0.0.2:1"]);
+    let (cluster, local) = (both.sets[0].0, both.sets[1].0);
+    let [(_, internal), (_, external)] = both.frontends[..] else {
+        panic!("{both:?}")
+    };
+    assert_eq!(
+        (internal.set, internal.local_set, internal.local_only),
+        (cluster, Some(local), true)
+    );
+    assert_eq!(
+        (external.local_set, external.local_only),
+        (Some(local), false)
+    );
+    spec["internalTrafficPolicy"] = json!("Cluster");
+    spec["externalTrafficPolicy"] = json!("Cluster");
+    let neither = plan(&spec, &slices);
+    assert_eq!(neither.sets.len(), 1);
+    assert!(
+        neither
+            .frontends
+            .iter()
+            .all(|(_, spec)| spec.local_set.is_none() && !spec.local_only)
+    );
+}
+
+#[test]
+fn session_affinity_has_upstreams_default_timeout() {
+    let mut spec = cluster_ip();
+    let seconds = |spec: &Value| plan(spec, &[]).frontends[0].1.affinity_seconds;
+    assert_eq!(seconds(&spec), 0);
+    spec["sessionAffinity"] = json!("ClientIP");
+    assert_eq!(seconds(&spec), 10_800);
+    spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 5}});
+    assert_eq!(seconds(&spec), 5);
+}
+
+#[test]
+fn services_without_an_address_have_no_frontend() {
+    let ports = json!([{"port": 80}]);
+    for spec in [
+        json!({"clusterIP": "None", "ports": ports}),
+        json!({"clusterIP": "", "ports": ports}),
+        json!({"type": "ExternalName", "externalName": "example.org", "ports": ports}),
+    ] {
+        assert_eq!(service(&spec).1, None, "{spec}");
+    }
+}
+
+#[test]
+fn the_whole_tables_are_the_sum_of_the_services() {
+    let (name, info) = service(&cluster_ip());
+    let slice = slice(&json!({"port": 1}), &[("10.0.0.1", "n", READY)]);
+    let info = info.unwrap();
+    let tables = plan_tables([(&name, &info)], [("web-1", &slice)]);
+    let alone = plan(&cluster_ip(), std::slice::from_ref(&slice));
+    assert_eq!(tables.sets, alone.sets.into_iter().collect());
+    assert_eq!(tables.frontends, alone.frontends.into_iter().collect());
+}

@@ -1,0 +1,370 @@
+//! The task: watches, plans, writes.
+
+use std::{
+    collections::HashSet,
+    error::Error,
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use parking_lot::Mutex;
+use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings};
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    objects::{ServiceInfo, ServiceName, SliceInfo},
+    tracker::Tracker,
+};
+
+/// So many queued changes at most are applied as one.
+const BATCH: usize = 4096;
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// What the proxy must know of its node.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// The node's name: endpoints with it are local.
+    pub node_name: String,
+    /// The node's addresses, on which NodePorts answer. 127.0.0.1 needs no entry.
+    pub node_addresses: Vec<Ipv4Addr>,
+    /// The range of NodePorts.
+    pub node_ports: RangeInclusive<u16>,
+    /// [`skiff_ebpf_loader::netns_cookie`], called in the node's network namespace.
+    pub node_netns_cookie: u64,
+}
+
+/// Why the proxy gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The programs could not be told about the node.
+    #[error("telling the datapath about the node")]
+    Node(#[source] DatapathError),
+    /// A watch ended, which it never does.
+    #[error("the watch of Services and EndpointSlices has ended")]
+    WatchEnded,
+}
+
+/// What the proxy did so far.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyCounters {
+    /// Services with frontends.
+    pub services: usize,
+    /// Frontends that more than one Service claims.
+    pub conflicts: usize,
+    /// Changes applied.
+    pub applied: u64,
+    /// Sets published.
+    pub sets_published: u64,
+    /// Changes that failed and were tried again.
+    pub failed: u64,
+    /// How long the last change took, planning and writing.
+    pub last_apply: Duration,
+    /// How long the first complete one took.
+    pub first_sync: Duration,
+}
+
+struct Shared {
+    datapath: Mutex<Datapath>,
+    counters: Mutex<ProxyCounters>,
+    synced: watch::Sender<bool>,
+}
+
+/// Asks a running proxy.
+#[derive(Clone)]
+pub struct ProxyHandle {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for ProxyHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProxyHandle")
+            .field("synced", &self.is_synced())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProxyHandle {
+    /// Whether the tables have been what the API wanted once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    /// Waits for [`Self::is_synced`].
+    pub async fn synced(&self) {
+        let mut receiver = self.shared.synced.subscribe();
+        // The sender lives as long as this handle: it cannot fail.
+        drop(receiver.wait_for(|synced| *synced).await);
+    }
+
+    /// What the proxy did so far.
+    #[must_use]
+    pub fn counters(&self) -> ProxyCounters {
+        self.shared.counters.lock().clone()
+    }
+
+    /// The kernel's counters.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if the map cannot be read.
+    pub fn kernel_counters(&self) -> Result<Counters, DatapathError> {
+        self.shared.datapath.lock().counters()
+    }
+}
+
+/// The Service proxy of one node.
+pub struct ServiceProxy {
+    client: Client,
+    config: ProxyConfig,
+    tracker: Tracker,
+    services: Listing<ServiceName>,
+    slices: Listing<(String, String)>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for ServiceProxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceProxy")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which objects a list in progress has named.
+struct Listing<K> {
+    seen: HashSet<K>,
+    complete: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self {
+            seen: HashSet::new(),
+            complete: false,
+        }
+    }
+}
+
+/// Events with what is needed of their objects: the objects themselves are large and dropped at once.
+enum Change {
+    Service(Event<(ServiceName, Option<ServiceInfo>)>),
+    Slice(Event<((String, String), Option<SliceInfo>)>),
+    Failed(watcher::Error),
+}
+
+impl ServiceProxy {
+    /// Ready to [`Self::run`].
+    #[must_use]
+    pub fn new(client: Client, config: ProxyConfig, datapath: Datapath) -> Self {
+        let shared = Arc::new(Shared {
+            datapath: Mutex::new(datapath),
+            counters: Mutex::default(),
+            synced: watch::Sender::new(false),
+        });
+        let (services, slices) = (Listing::default(), Listing::default());
+        Self {
+            client,
+            config,
+            tracker: Tracker::default(),
+            services,
+            slices,
+            shared,
+        }
+    }
+
+    /// To ask it while it runs.
+    #[must_use]
+    pub fn handle(&self) -> ProxyHandle {
+        ProxyHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Runs until `token` is cancelled. The tables stay as they are then.
+    ///
+    /// # Errors
+    /// [`ProxyError`] if the node cannot be made known to the programs.
+    pub async fn run(mut self, token: CancellationToken) -> Result<(), ProxyError> {
+        let node = NodeSettings {
+            node_ports: self.config.node_ports.clone(),
+            addresses: self.config.node_addresses.clone(),
+            netns_cookie: self.config.node_netns_cookie,
+        };
+        self.shared
+            .datapath
+            .lock()
+            .set_node(&node)
+            .map_err(ProxyError::Node)?;
+        let mut changes = pin!(changes(self.client.clone(), self.config.node_name.clone()));
+        let mut full = true;
+        let mut wait = RETRY_FIRST;
+        let mut retry_at: Option<time::Instant> = None;
+        loop {
+            let retry = async {
+                match retry_at {
+                    Some(at) => time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                () = retry => {}
+                change = changes.next() => self.take(change.ok_or(ProxyError::WatchEnded)?),
+            }
+            for _ in 0..BATCH {
+                let Some(Some(change)) = changes.next().now_or_never() else {
+                    break;
+                };
+                self.take(change);
+            }
+            let waiting = retry_at.is_some_and(|at| at > time::Instant::now());
+            if !self.services.complete || !self.slices.complete || waiting {
+                continue;
+            }
+            if self.apply(full) {
+                (full, wait, retry_at) = (false, RETRY_FIRST, None);
+            } else {
+                (full, retry_at) = (true, Some(time::Instant::now() + wait));
+                wait = (wait * 2).min(RETRY_LAST);
+            }
+        }
+    }
+
+    /// Notes a change; nothing is written yet.
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::Failed(error) => {
+                tracing::warn!(error = %chain(&error), "watching Services; trying again");
+            }
+            Change::Service(Event::Init) => self.services.seen.clear(),
+            Change::Service(Event::InitApply((name, info))) => {
+                self.services.seen.insert(name.clone());
+                self.tracker.set_service(name, info);
+            }
+            Change::Service(Event::Apply((name, info))) => self.tracker.set_service(name, info),
+            Change::Service(Event::Delete((name, _))) => self.tracker.set_service(name, None),
+            Change::Service(Event::InitDone) => {
+                self.tracker
+                    .retain_services(&std::mem::take(&mut self.services.seen));
+                self.services.complete = true;
+            }
+            Change::Slice(Event::Init) => self.slices.seen.clear(),
+            Change::Slice(Event::InitApply((key, info))) => {
+                self.tracker.set_slice(&key.0, &key.1, info);
+                self.slices.seen.insert(key);
+            }
+            Change::Slice(Event::Apply((key, info))) => {
+                self.tracker.set_slice(&key.0, &key.1, info);
+            }
+            Change::Slice(Event::Delete((key, _))) => self.tracker.set_slice(&key.0, &key.1, None),
+            Change::Slice(Event::InitDone) => {
+                self.tracker
+                    .retain_slices(&std::mem::take(&mut self.slices.seen));
+                self.slices.complete = true;
+            }
+        }
+    }
+
+    /// Writes what has changed. False: it failed and must be done again, in full.
+    fn apply(&mut self, full: bool) -> bool {
+        if !full && !self.tracker.is_dirty() {
+            return true;
+        }
+        let begun = Instant::now();
+        let mut datapath = self.shared.datapath.lock();
+        let diff = if full {
+            self.tracker.full_diff(datapath.state())
+        } else {
+            self.tracker.diff(datapath.state())
+        };
+        // Also if it is empty: the first one puts newly built tables in force.
+        let result = datapath.apply(&diff);
+        drop(datapath);
+        let mut counters = self.shared.counters.lock();
+        counters.services = self.tracker.services();
+        counters.conflicts = self.tracker.conflicts();
+        counters.last_apply = begun.elapsed();
+        match result {
+            Ok(()) => {
+                counters.applied += 1;
+                counters.sets_published += diff.publish.len() as u64;
+                if !self.shared.synced.send_replace(true) {
+                    counters.first_sync = counters.last_apply;
+                    let services = counters.services;
+                    tracing::info!(services, changed = diff.upsert.len(), "Services programmed");
+                }
+                true
+            }
+            Err(error) => {
+                counters.failed += 1;
+                tracing::warn!(error = %chain(&error), "writing Services; trying again");
+                false
+            }
+        }
+    }
+}
+
+fn changes(client: Client, node: String) -> impl Stream<Item = Change> {
+    let config = watcher::Config::default;
+    let services = watcher(Api::<Service>::all(client.clone()), config()).default_backoff();
+    let slices = watcher(Api::<EndpointSlice>::all(client), config()).default_backoff();
+    let service = |service: Service| {
+        let info = ServiceInfo::of(&service);
+        let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+        (ServiceName::new(namespace, &service.name_any()), info)
+    };
+    let slice = move |slice: EndpointSlice| {
+        let info = SliceInfo::of(&slice, &node);
+        (
+            (slice.namespace().unwrap_or_default(), slice.name_any()),
+            info,
+        )
+    };
+    stream::select(
+        services.map(move |result| match result {
+            Ok(event) => Change::Service(map_event(event, service)),
+            Err(error) => Change::Failed(error),
+        }),
+        slices.map(move |result| match result {
+            Ok(event) => Change::Slice(map_event(event, &slice)),
+            Err(error) => Change::Failed(error),
+        }),
+    )
+}
+
+fn map_event<K, T>(event: Event<K>, f: impl FnOnce(K) -> T) -> Event<T> {
+    match event {
+        Event::Apply(object) => Event::Apply(f(object)),
+        Event::Delete(object) => Event::Delete(f(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(f(object)),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,151 @@
+//! What may be typed.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::Ipv4Network;
+
+/// Runs Kubernetes workloads with nothing beside it.
+#[derive(Debug, Parser)]
+#[command(name = "skiff", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Starts a one-machine cluster: control plane, node agent, service proxy and DNS in one process.
+    Up(Box<UpArgs>),
+    /// Removes everything that `up` made, pods and data included.
+    Down(NodeArgs),
+}
+
+/// What a node is made of. The defaults are the machine's own; a test or a trial gives others.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeArgs {
+    /// Name of the node; the host name by default.
+    #[arg(long, env = "SKIFF_NODE_NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Network namespace of the node, such as /run/netns/trial; the machine's own by default.
+    #[arg(long, env = "SKIFF_NODE_NETNS", value_name = "PATH")]
+    pub(crate) node_netns: Option<PathBuf>,
+    /// Cgroup of the node, relative to each cgroup mount.
+    #[arg(
+        long,
+        env = "SKIFF_CGROUP_ROOT",
+        value_name = "PATH",
+        default_value = "/"
+    )]
+    pub(crate) cgroup_root: String,
+    /// Database, images, volumes, logs.
+    #[arg(
+        long,
+        env = "SKIFF_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/skiff"
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// What does not outlive a reboot: sockets, states of containers.
+    #[arg(
+        long,
+        env = "SKIFF_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/skiff"
+    )]
+    pub(crate) run_dir: PathBuf,
+    /// Where kernel programs and maps are pinned; `<run-dir>/bpf` by default, where a file system of that kind
+    /// is mounted if there is none.
+    #[arg(long, env = "SKIFF_BPFFS_DIR", value_name = "DIR")]
+    pub(crate) bpffs_dir: Option<PathBuf>,
+    /// Addresses of all pods of the cluster.
+    #[arg(
+        long,
+        env = "SKIFF_CLUSTER_CIDR",
+        value_name = "CIDR",
+        default_value = "10.244.0.0/16"
+    )]
+    pub(crate) cluster_cidr: Ipv4Network,
+    /// Addresses of Services.
+    #[arg(
+        long,
+        env = "SKIFF_SERVICE_CIDR",
+        value_name = "CIDR",
+        default_value = "10.96.0.0/16"
+    )]
+    pub(crate) service_cidr: Ipv4Network,
+    /// How log lines look.
+    #[arg(long, env = "SKIFF_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// The node's own address; by default the one that its default route starts from.
+    #[arg(long, env = "SKIFF_NODE_IP", value_name = "ADDRESS")]
+    pub(crate) node_ip: Option<Ipv4Addr>,
+    /// Where the Kubernetes API listens in the machine's own network. With a network namespace for the node it
+    /// listens there as well, on the same port of all addresses.
+    #[arg(
+        long,
+        env = "SKIFF_API_BIND",
+        value_name = "ADDRESS:PORT",
+        default_value = "0.0.0.0:6443"
+    )]
+    pub(crate) api_bind: SocketAddr,
+    /// More names and addresses for the API's certificate.
+    #[arg(
+        long,
+        env = "SKIFF_TLS_SAN",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub(crate) tls_san: Vec<String>,
+    /// The cluster's DNS domain.
+    #[arg(
+        long,
+        env = "SKIFF_CLUSTER_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "cluster.local"
+    )]
+    pub(crate) cluster_domain: String,
+    /// Resolver for names outside the cluster; those of /etc/resolv.conf by default.
+    #[arg(
+        long,
+        env = "SKIFF_DNS_UPSTREAM",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub(crate) dns_upstream: Vec<IpAddr>,
+    /// Mirrors and credentials of image registries; `<data-dir>/registries.yaml` by default.
+    #[arg(long, env = "SKIFF_REGISTRIES_CONFIG", value_name = "FILE")]
+    pub(crate) registries_config: Option<PathBuf>,
+    /// Pods that the node takes at most.
+    #[arg(long, env = "SKIFF_MAX_PODS", default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// Publishes a port of a Service on an address of the machine's own network, for a node that has a network
+    /// namespace.
+    #[arg(
+        long,
+        env = "SKIFF_PUBLISH",
+        value_name = "ADDRESS:PORT=NAMESPACE/SERVICE:PORT",
+        value_delimiter = ','
+    )]
+    pub(crate) publish: Vec<String>,
+    /// On SIGTERM, stop the pods too.
+    #[arg(long, env = "SKIFF_STOP_PODS")]
+    pub(crate) stop_pods: bool,
+}

@@ -1,0 +1,344 @@
+//! Puts the parts of a one-machine cluster together and takes them apart again.
+//!
+//! ```text
+//! RedbStore -> ApiServer -+-> HTTPS listeners
+//!                         +-> in-process clients -> controllers, scheduler, node, service proxy, DNS
+//! ```
+//!
+//! Everything that may be refused (a lock, a port, a kernel feature) is asked for before the first task starts.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use axum::Router;
+use skiff_apiserver::{ApiServer, ApiServerOptions};
+use skiff_cni::libcni::CniRunner;
+use skiff_controllers::ControllersConfig;
+use skiff_dns::{DnsConfig, DnsServer};
+use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
+use skiff_image::{ImageConfig, ImageStore, RetryPolicy, UnpackLimits};
+use skiff_node::{Node, NodeConfig};
+use skiff_runtime::{RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
+use skiff_service_proxy::{ProxyConfig, ServiceProxy};
+use skiff_storage::redb::RedbStore;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    addons,
+    config::{DNS_PORT, NodeSettings, UpSettings},
+    in_process::{self, LocalKubelet},
+    lock,
+    pki::Authority,
+    publish::Publisher,
+    shutdown,
+};
+
+/// How long the parts may take to end when asked to.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// NodePorts, as upstream.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// Runs a one-machine cluster until it is told to end.
+pub(crate) async fn up(settings: UpSettings) -> Result<()> {
+    let _lock = lock::acquire(&settings.node.run_dir)?;
+    let datapath = prepare_node(&settings.node)?;
+    fs::create_dir_all(&settings.node.data_dir)?;
+    let store = Arc::new(RedbStore::open(&settings.node.data_dir.join("store.redb"))?);
+    let authority = Authority::open(&settings.node.data_dir.join("pki"))?;
+    let tls = authority.server_config(&settings)?;
+
+    let listeners = api_listeners(&settings).await?;
+    let dns = bind_dns(&settings).await?;
+    let mut publishers = Vec::new();
+    for publication in settings.publish.clone() {
+        publishers.push(Publisher::bind(publication).await?);
+    }
+
+    let kubelet = LocalKubelet::new(settings.node.name.clone());
+    let api = ApiServer::new(
+        Arc::clone(&store) as _,
+        ApiServerOptions {
+            service_cidr: settings.node.service_cidr.into(),
+            node_port_range: NODE_PORTS,
+            advertise_address: Some((settings.node_ip, settings.api_bind.port()).into()),
+            node_dialer: Some(Arc::clone(&kubelet) as _),
+        },
+    );
+    let router = api.router();
+    let token = CancellationToken::new();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+    for listener in listeners {
+        let (api, tls, token) = (api.clone(), Arc::clone(&tls), token.clone());
+        tasks.spawn(async move { Ok(api.serve(listener, tls, token).await?) });
+    }
+    tasks.spawn({
+        let (api, token) = (api.clone(), token.clone());
+        async move { Ok(api.run(token).await?) }
+    });
+    start_control_plane(&router, &authority, &mut tasks, &token);
+    start_dns(dns, &settings, &router, &mut tasks, &token);
+    start_proxy(&settings, &router, datapath, &mut tasks, &token)?;
+    let runtime = start_node(&settings, &router, &kubelet, &mut tasks, &token).await?;
+    for publisher in publishers {
+        let client = in_process::client(&router, "system:skiff:publish");
+        let (netns, token) = (settings.node.netns.clone(), token.clone());
+        tasks.spawn(async move {
+            publisher.run(client, netns, token).await;
+            Ok(())
+        });
+    }
+    let kubeconfig = settings.node.admin_kubeconfig();
+    authority.write_admin_kubeconfig(&kubeconfig, settings.api_bind)?;
+    tracing::info!(node = settings.node.name, kubeconfig = %kubeconfig.display(), "skiff is up");
+
+    let result = shutdown::requested(&mut tasks).await;
+    tracing::info!(
+        "ending; containers {}",
+        if settings.stop_pods {
+            "end too"
+        } else {
+            "go on"
+        }
+    );
+    token.cancel();
+    let ended = tokio::time::timeout(END_PATIENCE, async {
+        while tasks.join_next().await.is_some() {}
+    });
+    if ended.await.is_err() {
+        tracing::warn!("not everything ended within {END_PATIENCE:?}");
+    }
+    if settings.stop_pods {
+        runtime.remove_everything().await?;
+    }
+    // Queued writes are finished before the lock is given back.
+    tokio::task::spawn_blocking(move || store.close()).await?;
+    result
+}
+
+/// Joins the node's cgroup and brings its kernel programs up.
+fn prepare_node(settings: &NodeSettings) -> Result<Datapath> {
+    let cgroups = cgroups(settings)?;
+    cgroups.join_daemon()?;
+    let config = DatapathConfig {
+        cgroup_path: cgroups.unified_root(),
+        bpffs_dir: settings.bpffs_dir.clone(),
+        limits: Limits::default(),
+    };
+    Datapath::open(&config).context("bringing up the Service datapath")
+}
+
+/// The node's part of the cgroup hierarchies.
+pub(crate) fn cgroups(settings: &NodeSettings) -> Result<NodeCgroups> {
+    Ok(NodeCgroups::detect(Path::new(&settings.cgroup_root))?)
+}
+
+/// The machine's own address, and inside the node's namespace if it has one: there pods reach the API.
+async fn api_listeners(settings: &UpSettings) -> Result<Vec<TcpListener>> {
+    let bind = settings.api_bind;
+    let mut listeners = vec![
+        TcpListener::bind(bind)
+            .await
+            .with_context(|| format!("--api-bind: listening on {bind}"))?,
+    ];
+    if settings.node.netns.path().is_some() {
+        let inside = SocketAddr::from((Ipv4Addr::UNSPECIFIED, bind.port()));
+        let make = move || {
+            let listener = std::net::TcpListener::bind(inside)?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, std::io::Error>(listener)
+        };
+        let made = settings.node.netns.run_blocking(make).await?;
+        let made =
+            made.with_context(|| format!("listening on {inside} in the node's namespace"))?;
+        listeners.push(TcpListener::from_std(made)?);
+    }
+    Ok(listeners)
+}
+
+fn start_control_plane(
+    router: &Router,
+    authority: &Authority,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) {
+    let config = ControllersConfig {
+        cluster_ca_pem: Some(authority.certificate_pem().to_owned()),
+        ..ControllersConfig::default()
+    };
+    let client = in_process::client(router, "system:kube-controller-manager");
+    let controllers = skiff_controllers::run(client, config, token.clone());
+    tasks.spawn(async move {
+        controllers.await;
+        Ok(())
+    });
+    let client = in_process::client(router, "system:kube-scheduler");
+    let scheduler = skiff_scheduler::run(client, token.clone());
+    tasks.spawn(async move {
+        scheduler.await;
+        Ok(())
+    });
+}
+
+async fn bind_dns(settings: &UpSettings) -> Result<DnsServer> {
+    let config = DnsConfig {
+        listen: (settings.node_ip, DNS_PORT).into(),
+        node_netns: settings.node.netns.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
+        upstreams: settings.dns_upstreams.clone(),
+    };
+    Ok(DnsServer::bind(config).await?)
+}
+
+fn start_dns(
+    server: DnsServer,
+    settings: &UpSettings,
+    router: &Router,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) {
+    let client = in_process::client(router, "system:skiff:dns");
+    let (service_ip, node_ip, token) = (settings.node.dns_ip(), settings.node_ip, token.clone());
+    tasks.spawn(async move {
+        let ensure = addons::ensure_dns(&client, service_ip, node_ip);
+        if token.run_until_cancelled(ensure).await.is_some() {
+            server.run(client, token).await;
+        }
+        Ok(())
+    });
+}
+
+fn start_proxy(
+    settings: &UpSettings,
+    router: &Router,
+    datapath: Datapath,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) -> Result<()> {
+    let cookie = settings.node.netns.run(skiff_ebpf_loader::netns_cookie)?;
+    let config = ProxyConfig {
+        node_name: settings.node.name.clone(),
+        node_addresses: vec![settings.node_ip],
+        node_ports: NODE_PORTS,
+        node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
+    };
+    let client = in_process::client(router, "system:kube-proxy");
+    let proxy = ServiceProxy::new(client, config, datapath);
+    let token = token.clone();
+    tasks.spawn(async move { Ok(proxy.run(token).await?) });
+    Ok(())
+}
+
+async fn start_node(
+    settings: &UpSettings,
+    router: &Router,
+    kubelet: &LocalKubelet,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) -> Result<Arc<ShimRuntime>> {
+    let node = &settings.node;
+    let runtime = Arc::new(open_runtime(node).await?);
+    let images = open_images(node, Some(&settings.registries_config))?;
+    install_plugins(node)?;
+    let config = NodeConfig {
+        node_ip: Some(settings.node_ip.into()),
+        max_pods: settings.max_pods,
+        cluster_domain: settings.cluster_domain.clone(),
+        ..node_config(node)
+    };
+    let cni = cni_runner(&config);
+    let client = in_process::client(router, &format!("system:node:{}", node.name));
+    let node = Node::new(
+        config,
+        client,
+        Arc::clone(&runtime) as _,
+        Arc::new(images),
+        cni,
+    );
+    kubelet.serve(node.kubelet_service());
+    let token = token.clone();
+    tasks.spawn(async move { Ok(node.run(token).await?) });
+    Ok(runtime)
+}
+
+/// What the node agent must know, as far as the node's own parameters tell.
+pub(crate) fn node_config(node: &NodeSettings) -> NodeConfig {
+    NodeConfig {
+        node_name: node.name.clone(),
+        node_netns: node.netns.clone(),
+        node_ip: None,
+        data_dir: node.data_dir.clone(),
+        run_dir: node.run_dir.clone(),
+        cluster_cidr: node.cluster_cidr.into(),
+        service_cidr: Some(node.service_cidr.into()),
+        pod_cidr: None,
+        cluster_dns: node.dns_ip().into(),
+        cluster_domain: String::new(),
+        max_pods: 0,
+        cni_conf_dir: node.data_dir.join("cni/net.d"),
+        cni_bin_dirs: vec![node.data_dir.join("cni/bin")],
+        node_labels: Vec::new(),
+        resolv_conf: "/etc/resolv.conf".into(),
+        kubelet_port: 0,
+    }
+}
+
+pub(crate) fn cni_runner(config: &NodeConfig) -> CniRunner {
+    let cache = config.data_dir.join("cni/cache");
+    CniRunner::new(
+        config.cni_bin_dirs.clone(),
+        cache,
+        config.node_netns.clone(),
+    )
+}
+
+/// Opens the containers of the node, those of an earlier daemon included.
+pub(crate) async fn open_runtime(settings: &NodeSettings) -> Result<ShimRuntime> {
+    let config = RuntimeConfig {
+        run_dir: settings.run_dir.clone(),
+        shim_path: settings.binaries.join("skiff-shim"),
+        cgroup_root: settings.cgroup_root.clone().into(),
+        node_netns: settings.netns.clone(),
+        netns_dir: "/run/netns".into(),
+    };
+    Ok(ShimRuntime::open(config).await?)
+}
+
+/// Opens the node's images.
+pub(crate) fn open_images(
+    settings: &NodeSettings,
+    registries: Option<&Path>,
+) -> Result<ImageStore> {
+    let config = ImageConfig {
+        registries_file: registries.map(Path::to_owned),
+        retry: RetryPolicy::default(),
+        limits: UnpackLimits::default(),
+    };
+    Ok(ImageStore::open(&settings.data_dir.join("images"), config)?)
+}
+
+/// Links the plugins' names to the binary beside ours, as an upgrade may have moved it.
+fn install_plugins(settings: &NodeSettings) -> Result<()> {
+    let binary = settings.binaries.join("skiff-cni");
+    let output = Command::new(&binary)
+        .arg("--install")
+        .arg(settings.data_dir.join("cni/bin"))
+        .output()
+        .with_context(|| format!("running {}", binary.display()))?;
+    if !output.status.success() {
+        bail!(
+            "{} --install: {}",
+            binary.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! What was typed, checked and with every default filled in.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use ipnetwork::Ipv4Network;
+use skiff_netns::NodeNetns;
+
+use crate::{
+    cli::{NodeArgs, UpArgs},
+    publish::Publication,
+};
+
+/// The node's parameters.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeSettings {
+    pub(crate) name: String,
+    pub(crate) netns: NodeNetns,
+    pub(crate) cgroup_root: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) bpffs_dir: PathBuf,
+    pub(crate) cluster_cidr: Ipv4Network,
+    pub(crate) service_cidr: Ipv4Network,
+    /// Where the binaries of the shim and the CNI plugins are: beside this one.
+    pub(crate) binaries: PathBuf,
+}
+
+/// Everything that `up` needs.
+#[derive(Debug, Clone)]
+pub(crate) struct UpSettings {
+    pub(crate) node: NodeSettings,
+    pub(crate) node_ip: Ipv4Addr,
+    pub(crate) api_bind: SocketAddr,
+    pub(crate) tls_san: Vec<String>,
+    pub(crate) cluster_domain: String,
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
+    pub(crate) registries_config: PathBuf,
+    pub(crate) max_pods: u32,
+    pub(crate) publish: Vec<Publication>,
+    pub(crate) stop_pods: bool,
+}
+
+/// Port of the cluster's DNS server on the node; the Service has 53, where nodes often run a resolver of their own.
+pub(crate) const DNS_PORT: u16 = 10_053;
+
+impl NodeSettings {
+    /// The first address of the Service range: Service `default/kubernetes`.
+    pub(crate) fn kubernetes_ip(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 1)
+    }
+
+    /// The address of cluster DNS.
+    pub(crate) fn dns_ip(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 10)
+    }
+
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("admin.kubeconfig")
+    }
+}
+
+fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
+    network.nth(n).unwrap_or_else(|| network.ip())
+}
+
+impl TryFrom<NodeArgs> for NodeSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(args: NodeArgs) -> Result<Self> {
+        let name = match args.node_name {
+            Some(name) => name,
+            None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
+        };
+        if !is_subdomain(&name) {
+            bail!("--node-name {name:?} is not a lower-case DNS name");
+        }
+        if !args.cgroup_root.starts_with('/')
+            || args.cgroup_root.split('/').any(|part| part == "..")
+        {
+            bail!(
+                "--cgroup-root {:?} must start with / and have no ..",
+                args.cgroup_root
+            );
+        }
+        for (flag, cidr, longest) in [
+            ("cluster-cidr", args.cluster_cidr, 24),
+            ("service-cidr", args.service_cidr, 28),
+        ] {
+            if cidr.prefix() > longest || cidr.network() != cidr.ip() {
+                bail!(
+                    "--{flag} {cidr} must be a network address with a prefix of at most {longest}"
+                );
+            }
+        }
+        if args.cluster_cidr.overlaps(args.service_cidr) {
+            bail!(
+                "--cluster-cidr {} and --service-cidr {} overlap",
+                args.cluster_cidr,
+                args.service_cidr
+            );
+        }
+        let netns = match &args.node_netns {
+            None => NodeNetns::machine(),
+            Some(path) => NodeNetns::open(path).context("--node-netns")?,
+        };
+        let data_dir = absolute(&args.data_dir)?;
+        let run_dir = absolute(&args.run_dir)?;
+        let executable = std::env::current_exe().context("finding this executable")?;
+        Ok(Self {
+            name,
+            netns,
+            cgroup_root: args.cgroup_root,
+            bpffs_dir: match args.bpffs_dir {
+                Some(dir) => absolute(&dir)?,
+                None => run_dir.join("bpf"),
+            },
+            data_dir,
+            run_dir,
+            cluster_cidr: args.cluster_cidr,
+            service_cidr: args.service_cidr,
+            binaries: executable
+                .parent()
+                .context("this executable has no folder")?
+                .to_owned(),
+        })
+    }
+}
+
+impl TryFrom<UpArgs> for UpSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(args: UpArgs) -> Result<Self> {
+        let node = NodeSettings::try_from(args.node)?;
+        let node_ip = match args.node_ip {
+            Some(ip) => ip,
+            None => default_address(&node.netns)?,
+        };
+        let registries_config = args
+            .registries_config
+            .unwrap_or_else(|| node.data_dir.join("registries.yaml"));
+        let dns_upstreams = if args.dns_upstream.is_empty() {
+            let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            skiff_dns::parse_nameservers(&text)
+        } else {
+            args.dns_upstream
+                .iter()
+                .map(|ip| SocketAddr::new(*ip, 53))
+                .collect()
+        };
+        if node.netns.path().is_none() && !args.publish.is_empty() {
+            bail!(
+                "--publish needs --node-netns: on the machine's own network use a NodePort or LoadBalancer"
+            );
+        }
+        Ok(Self {
+            node_ip,
+            api_bind: args.api_bind,
+            tls_san: args.tls_san,
+            cluster_domain: args.cluster_domain,
+            dns_upstreams,
+            registries_config,
+            max_pods: args.max_pods,
+            publish: args
+                .publish
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_>>()?,
+            stop_pods: args.stop_pods,
+            node,
+        })
+    }
+}
+
+/// The source address that the node's default route gives. Connecting a UDP socket sends nothing.
+fn default_address(netns: &NodeNetns) -> Result<Ipv4Addr> {
+    let found = netns.run(|| {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // An address for documentation (RFC 5737): any that only the default route leads to would do.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    })?;
+    match found {
+        Ok(address) => match address.ip() {
+            IpAddr::V4(ip) => Ok(ip),
+            IpAddr::V6(ip) => {
+                bail!("the node's address is {ip}, not IPv4: name one with --node-ip")
+            }
+        },
+        Err(_no_route) => bail!("the node has no default route: name its address with --node-ip"),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("path {}", path.display()))
+}
+
+/// RFC 1123 subdomain, as Kubernetes wants node names.
+fn is_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        edge(label.as_bytes().first()) && edge(label.as_bytes().last()) && label.bytes().all(inner)
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_are_subdomains() {
+        for good in ["a", "node-1", "node-1.example.org", "0"] {
+            assert!(is_subdomain(good), "{good}");
+        }
+        for bad in ["", "A", "-a", "a-", "a..b", ".a", "a_b", "a/b"] {
+            assert!(!is_subdomain(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `skiff`: the one binary of a machine. Only wiring: reads the command line, puts the parts together, ends them.
+
+mod addons;
+mod cli;
+mod compose;
+mod config;
+mod down;
+mod in_process;
+mod lock;
+mod pki;
+mod preflight;
+mod publish;
+mod shutdown;
+
+use std::{io::IsTerminal, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cli::{Cli, LogFormat, Verb};
+use config::{NodeSettings, UpSettings};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = match &cli.verb {
+        Verb::Up(args) => args.node.log_format,
+        Verb::Down(args) => args.log_format,
+    };
+    start_log(format);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    preflight::check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Namespace and image work blocks; a handful at a time is what one machine can do.
+        .max_blocking_threads(64)
+        .build()
+        .context("starting the async runtime")?;
+    match cli.verb {
+        Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?)),
+        Verb::Down(args) => runtime.block_on(down::run(NodeSettings::try_from(args)?)),
+    }
+}
+
+/// Logs go to stderr, filtered by `SKIFF_LOG`.
+fn start_log(format: LogFormat) {
+    let filter =
+        EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the last word to whoever started it")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("skiff: {error:#}");
+}

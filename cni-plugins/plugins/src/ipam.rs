@@ -1,0 +1,93 @@
+//! The bridge's IPAM: our own host-local without another process if that is what `CNI_PATH` finds, otherwise whatever
+//! executable is there.
+
+use std::{fs, path::PathBuf};
+
+use skiff_cni::{
+    libcni::delegate,
+    skel::{Call, Plugin, Target},
+    types::{CniError, CniResult, PluginType, code},
+};
+
+use crate::host_local::HostLocal;
+
+/// How addresses are had.
+#[derive(Debug)]
+pub(crate) enum Ipam {
+    /// Not at all: a bridge without addresses.
+    None,
+    /// By our own code.
+    HostLocal,
+    /// By another executable.
+    Exec(PathBuf),
+}
+
+impl Ipam {
+    /// Finds the plugin.
+    pub(crate) fn find(call: &Call, plugin_type: Option<&PluginType>) -> Result<Self, CniError> {
+        let Some(plugin_type) = plugin_type else {
+            return Ok(Self::None);
+        };
+        let path = delegate::find(call, plugin_type)?;
+        if plugin_type.as_str() == "host-local" && is_this_executable(&path) {
+            return Ok(Self::HostLocal);
+        }
+        Ok(Self::Exec(path))
+    }
+
+    pub(crate) fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
+        match self {
+            Self::None => Ok(CniResult::default()),
+            Self::HostLocal => HostLocal.add(call, target),
+            Self::Exec(path) => delegate::run(call, Some(target), path.clone())?
+                .ok_or_else(|| CniError::new(code::DELEGATE, "the IPAM plugin gave no result")),
+        }
+    }
+
+    pub(crate) fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
+        match self {
+            Self::None => Ok(()),
+            Self::HostLocal => HostLocal.del(call, target),
+            Self::Exec(path) => delegate::run(call, Some(target), path.clone()).map(drop),
+        }
+    }
+
+    pub(crate) fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {
+        match self {
+            Self::None => Ok(()),
+            Self::HostLocal => HostLocal.check(call, target),
+            Self::Exec(path) => delegate::run(call, Some(target), path.clone()).map(drop),
+        }
+    }
+
+    pub(crate) fn gc(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Self::None => Ok(()),
+            Self::HostLocal => HostLocal.gc(call),
+            Self::Exec(path) => delegate::run(call, None, path.clone()).map(drop),
+        }
+    }
+
+    pub(crate) fn status(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Self::None => Ok(()),
+            Self::HostLocal => HostLocal.status(call),
+            Self::Exec(path) => delegate::run(call, None, path.clone()).map(drop),
+        }
+    }
+}
+
+fn is_this_executable(path: &PathBuf) -> bool {
+    match (fs::canonicalize(path), std::env::current_exe()) {
+        (Ok(theirs), Ok(ours)) => theirs == ours,
+        _ => false,
+    }
+}
+
+/// An ADD's `Call` turned into the DEL that undoes it.
+pub(crate) fn as_del(call: &Call) -> Call {
+    Call {
+        command: skiff_cni::skel::Command::Del,
+        ..call.clone()
+    }
+}

@@ -1,0 +1,76 @@
+//! The CNI plugins in one executable.
+//!
+//! It is the plugin whose name it is called by (a link `bridge` to it is the bridge plugin) or that its first argument
+//! names. `skiff-cni --install DIR` makes the links.
+
+mod bridge;
+mod host_local;
+mod install;
+mod ipam;
+mod loopback;
+mod runtime;
+
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use skiff_cni::skel::{self, Environment, Plugin};
+
+/// Every plugin by the name under which it is installed.
+const PLUGINS: [(&str, &dyn Plugin); 3] = [
+    ("bridge", &bridge::Bridge),
+    ("host-local", &host_local::HostLocal),
+    ("loopback", &loopback::Loopback),
+];
+
+const USAGE: &str = "skiff-cni: CNI plugins bridge, host-local and loopback
+
+usage: skiff-cni --install DIR    make a link in DIR for each plugin
+       skiff-cni PLUGIN           be that plugin (as when called by its name); CNI_COMMAND and stdin say what to do
+       skiff-cni --version
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let called = args.next().unwrap_or_default();
+    let first = args.next();
+    let name = Path::new(&called).file_name().unwrap_or_default();
+    match plugin(name).or_else(|| first.as_deref().and_then(plugin)) {
+        Some(plugin) => ExitCode::from(skel::run(
+            plugin,
+            &Environment::from_process(),
+            io::stdin().lock(),
+            io::stdout().lock(),
+        )),
+        None => match (first.as_deref().and_then(OsStr::to_str), args.next()) {
+            (Some("--install"), Some(dir)) => say(install::install(Path::new(&dir))),
+            (Some("--version"), None) => {
+                say(Ok(format!("skiff-cni {}\n", env!("CARGO_PKG_VERSION"))))
+            }
+            (Some("--help"), None) => say(Ok(USAGE.to_owned())),
+            _ => say(Err(USAGE.to_owned())),
+        },
+    }
+}
+
+fn plugin(name: &OsStr) -> Option<&'static dyn Plugin> {
+    PLUGINS
+        .iter()
+        .find(|(known, _)| name == *known)
+        .map(|(_, plugin)| *plugin)
+}
+
+fn say(answer: Result<String, String>) -> ExitCode {
+    let (written, code) = match answer {
+        Ok(text) => (io::stdout().write_all(text.as_bytes()), ExitCode::SUCCESS),
+        Err(text) => (io::stderr().write_all(text.as_bytes()), ExitCode::FAILURE),
+    };
+    if written.is_ok() {
+        code
+    } else {
+        ExitCode::FAILURE
+    }
+}

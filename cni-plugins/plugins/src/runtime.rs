@@ -1,0 +1,23 @@
+//! The asynchronous runtime that netlink needs, made only when it is needed, and the errors that come out of it.
+
+use std::future::Future;
+
+use skiff_cni::{
+    netlink::NetlinkError,
+    types::{CniError, code},
+};
+
+/// Runs `work` on this thread.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CniError::from_error(code::IO, "cannot start", &error))?
+        .block_on(work)
+}
+
+/// A refusal of the kernel as the runtime reads it.
+pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(NetlinkError) -> CniError {
+    let what = what.into();
+    move |error| CniError::from_error(code::KERNEL, what, &error)
+}

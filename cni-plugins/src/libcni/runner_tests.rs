@@ -1,0 +1,174 @@
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::*;
+
+/// A plugin that logs its call, and whose ADD answers with the address `ip`.
+fn plugin(dir: &Path, name: &str, ip: &str, failing: &str) {
+    let path = dir.join(name);
+    let text = format!(
+        r#"#!/bin/sh
+echo "$CNI_COMMAND {name} $(cat)" >> {log}
+[ "$CNI_COMMAND" = "{failing}" ] && echo '{{"code":11,"msg":"later"}}' && exit 1
+[ "$CNI_COMMAND" = ADD ] && echo '{{"cniVersion":"1.1.0","ips":[{{"address":"{ip}/24"}}]}}'
+exit 0
+"#,
+        log = dir.join("log").display()
+    );
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn list() -> Conflist {
+    let text = br#"{"cniVersion":"1.1.0","name":"net","plugins":[
+        {"type":"one","capabilities":{"mac":true,"ips":false}},{"type":"two"}]}"#;
+    Conflist::parse(text).unwrap()
+}
+
+fn attachment(container: &str) -> Attachment {
+    Attachment {
+        container_id: container.parse().unwrap(),
+        netns: PathBuf::from("/nowhere"),
+        ifname: "eth0".parse().unwrap(),
+        args: vec![("IgnoreUnknown".to_owned(), "1".to_owned())],
+        capability_args: Map::from_iter([
+            ("mac".to_owned(), json!("02:00:00:00:00:01")),
+            ("ips".to_owned(), json!(["10.0.0.9/24"])),
+            ("bandwidth".to_owned(), json!({})),
+        ]),
+    }
+}
+
+/// The calls since the last look: command and plugin, and what came on stdin.
+fn calls(dir: &Path) -> Vec<(String, Value)> {
+    let text = fs::read_to_string(dir.join("log")).unwrap_or_default();
+    fs::remove_file(dir.join("log")).ok();
+    text.lines()
+        .map(|line| {
+            let (call, conf) = line.split_at(line.find('{').unwrap());
+            (call.trim().to_owned(), serde_json::from_str(conf).unwrap())
+        })
+        .collect()
+}
+
+fn names(calls: &[(String, Value)]) -> Vec<&str> {
+    calls.iter().map(|(call, _)| call.as_str()).collect()
+}
+
+fn runner(dir: &Path) -> CniRunner {
+    CniRunner::new(
+        vec![dir.to_owned()],
+        dir.join("cache"),
+        NodeNetns::machine(),
+    )
+}
+
+#[tokio::test]
+async fn plugins_run_in_order_and_hand_results_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let (runner, list, attachment) = (runner(dir), list(), attachment("c1"));
+
+    let result = runner.add(&list, &attachment).await.unwrap();
+    assert_eq!(result.ips[0].address.to_string(), "10.0.0.3/24");
+    let added = calls(dir);
+    assert_eq!(names(&added), ["ADD one", "ADD two"]);
+    assert_eq!(
+        added[0].1["runtimeConfig"],
+        json!({"mac": "02:00:00:00:00:01"})
+    );
+    assert_eq!(added[0].1["name"], "net");
+    assert!(added[0].1.get("prevResult").is_none());
+    assert_eq!(added[1].1["prevResult"]["ips"][0]["address"], "10.0.0.2/24");
+    assert!(added[1].1.get("runtimeConfig").is_none());
+    let cached = fs::read_to_string(dir.join("cache/results/net-c1-eth0")).unwrap();
+    let cached: Value = serde_json::from_str(&cached).unwrap();
+    assert_eq!(cached["kind"], "cniCacheV1");
+    assert_eq!(cached["cniArgs"], json!([["IgnoreUnknown", "1"]]));
+
+    runner.check(&list, &attachment).await.unwrap();
+    runner.del(&list, &attachment).await.unwrap();
+    let rest = calls(dir);
+    assert_eq!(
+        names(&rest),
+        ["CHECK one", "CHECK two", "DEL two", "DEL one"]
+    );
+    for (_, conf) in &rest {
+        assert_eq!(conf["prevResult"]["ips"][0]["address"], "10.0.0.3/24");
+    }
+    assert!(!dir.join("cache/results/net-c1-eth0").exists());
+    runner.del(&list, &attachment).await.unwrap();
+    assert!(matches!(
+        runner.check(&list, &attachment).await,
+        Err(RunnerError::NotCached { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_failed_add_is_undone_and_its_error_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "ADD");
+    let error = runner(dir)
+        .add(&list(), &attachment("c1"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.cni().unwrap().code, 11);
+    assert_eq!(
+        names(&calls(dir)),
+        ["ADD one", "ADD two", "DEL two", "DEL one"]
+    );
+}
+
+#[tokio::test]
+async fn del_goes_on_behind_a_failing_plugin_and_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "DEL");
+    let (runner, list, attachment) = (runner(dir), list(), attachment("c1"));
+    runner.add(&list, &attachment).await.unwrap();
+    calls(dir);
+    assert!(runner.del(&list, &attachment).await.is_err());
+    assert_eq!(names(&calls(dir)), ["DEL two", "DEL one"]);
+    plugin(dir, "two", "10.0.0.3", "");
+    runner.del(&list, &attachment).await.unwrap();
+    assert!(calls(dir)[0].1["prevResult"].is_object());
+}
+
+#[tokio::test]
+async fn gc_detaches_what_is_not_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let (runner, list) = (runner(dir), list());
+    for container in ["keep", "stale"] {
+        runner.add(&list, &attachment(container)).await.unwrap();
+    }
+    calls(dir);
+    runner.gc(&list, &[attachment("keep").key()]).await.unwrap();
+    let calls = calls(dir);
+    assert_eq!(names(&calls), ["DEL two", "DEL one", "GC one", "GC two"]);
+    assert_eq!(
+        calls[2].1["cni.dev/valid-attachments"],
+        json!([{"containerID": "keep", "ifname": "eth0"}])
+    );
+    assert!(dir.join("cache/results/net-keep-eth0").exists());
+    assert!(!dir.join("cache/results/net-stale-eth0").exists());
+}
+
+#[tokio::test]
+async fn status_asks_every_plugin_and_a_missing_one_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    plugin(dir.path(), "one", "10.0.0.2", "");
+    let error = runner(dir.path()).status(&list()).await.unwrap_err();
+    assert!(
+        matches!(error, RunnerError::Plugin(ExecError::NotFound { .. })),
+        "{error}"
+    );
+    plugin(dir.path(), "two", "10.0.0.3", "");
+    runner(dir.path()).status(&list()).await.unwrap();
+}

@@ -1,0 +1,263 @@
+//! Which backend a client gets: look-up and selection, generic over map access.
+//!
+//! Pure: the kernel side (`ebpf/programs`) and host tests give it their [`Tables`]. It never translates an address
+//! that is no frontend; what is left alone then meets the node's unreachable routes.
+
+#![no_std]
+
+use skiff_ebpf_common::{
+    Affinity, AffinityKey, Backend, Config, FLOW_SECONDS, PROTO_UDP, SCOPE_ADDRESS,
+    SCOPE_NODE_PORT, SERVICE_LOCAL_ONLY, Service, ServiceKey, SetWord, Slot,
+};
+
+#[cfg(test)]
+extern crate std;
+
+#[cfg(test)]
+mod tests;
+
+/// How often a reader starts again when what it read was given to somebody else meanwhile.
+const ATTEMPTS: u32 = 3;
+
+/// A memory younger than this is not renewed: timeouts are in seconds, writes cost more than reads.
+const REFRESH_NS: u64 = 500_000_000;
+
+/// Access to the maps. Each read returns a copy.
+pub trait Tables {
+    /// A frontend. [`Service::key`] must be read last.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// The word of a set (`BackendSet::word`), in one load.
+    fn set_word(&self, set: u32) -> Option<u64>;
+    /// A member of a set.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// A backend.
+    fn backend(&self, id: u32) -> Option<Backend>;
+    /// The node's settings.
+    fn config(&self) -> Option<Config>;
+    /// Whether the address (network byte order) is one of the node's.
+    fn is_node_address(&self, addr: u32) -> bool;
+    /// The remembered backend of a client or of a socket.
+    fn affinity(&self, of: Sticky, key: &AffinityKey) -> Option<Affinity>;
+    /// Remembers it.
+    fn set_affinity(&self, of: Sticky, key: &AffinityKey, value: &Affinity);
+    /// Uniformly random.
+    fn random(&self) -> u32;
+    /// Monotonic nanoseconds.
+    fn now(&self) -> u64;
+}
+
+/// What keeps its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sticky {
+    /// `sessionAffinity: ClientIP`.
+    Client,
+    /// An unconnected UDP socket: its datagrams are one flow.
+    Socket,
+}
+
+/// Where a socket wants to go, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Network byte order.
+    pub addr: u32,
+    /// Network byte order.
+    pub port: u16,
+    /// IPPROTO_*.
+    pub proto: u8,
+    /// The cookie of the socket's network namespace.
+    pub netns: u64,
+    /// The cookie of an unconnected UDP socket; 0 if this is a `connect`.
+    pub socket: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not a Service: leave it alone.
+    Pass,
+    /// Go there instead.
+    To {
+        /// The backend.
+        backend: Backend,
+        /// Whether session affinity chose it.
+        by_affinity: bool,
+    },
+    /// The Service has no backend: refuse at once.
+    Refuse,
+    /// What was read never fitted together: refuse, and count it.
+    Inconsistent,
+}
+
+/// Decides one request.
+#[inline(always)]
+pub fn decide<T: Tables>(tables: &T, request: &Request) -> Verdict {
+    let Some(service) = find_service(tables, request) else {
+        return Verdict::Pass;
+    };
+    let set = if service.flags & SERVICE_LOCAL_ONLY != 0 {
+        service.set_local
+    } else {
+        service.set
+    };
+    if set == 0 {
+        return Verdict::Refuse;
+    }
+    if service.affinity_seconds != 0 {
+        return sticky(
+            tables,
+            Sticky::Client,
+            request.netns,
+            set,
+            service.affinity_seconds,
+        );
+    }
+    if request.proto == PROTO_UDP && request.socket != 0 {
+        return sticky(tables, Sticky::Socket, request.socket, set, FLOW_SECONDS);
+    }
+    match pick(tables, set) {
+        Pick::Backend(_, backend) => Verdict::To {
+            backend,
+            by_affinity: false,
+        },
+        Pick::Empty => Verdict::Refuse,
+        Pick::Inconsistent => Verdict::Inconsistent,
+    }
+}
+
+/// The frontend that the request names: by its address, or as a NodePort of this node.
+#[inline(always)]
+pub fn find_service<T: Tables>(tables: &T, request: &Request) -> Option<Service> {
+    let exact = ServiceKey {
+        addr: request.addr,
+        port: request.port,
+        proto: request.proto,
+        scope: SCOPE_ADDRESS,
+    };
+    if let Some(service) = consistent_service(tables, &exact) {
+        return Some(service);
+    }
+    let config = tables.config()?;
+    let port = u16::from_be(request.port);
+    if port < config.node_port_first || port > config.node_port_last {
+        return None;
+    }
+    // 127.0.0.1 means the node only in the node's own namespace: a pod's loopback is the pod's.
+    let loopback = request.addr & LOOPBACK_MASK == LOOPBACK_NET;
+    let here = if loopback {
+        request.netns == config.node_netns
+    } else {
+        tables.is_node_address(request.addr)
+    };
+    if !here {
+        return None;
+    }
+    consistent_service(
+        tables,
+        &ServiceKey {
+            addr: 0,
+            scope: SCOPE_NODE_PORT,
+            ..exact
+        },
+    )
+}
+
+const LOOPBACK_MASK: u32 = u32::from_ne_bytes([255, 0, 0, 0]);
+const LOOPBACK_NET: u32 = u32::from_ne_bytes([127, 0, 0, 0]);
+
+#[inline(always)]
+fn consistent_service<T: Tables>(tables: &T, key: &ServiceKey) -> Option<Service> {
+    for _ in 0..ATTEMPTS {
+        let service = tables.service(key)?;
+        if service.key == *key {
+            return Some(service);
+        }
+    }
+    None
+}
+
+/// What [`pick`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// A backend and its slot.
+    Backend(Slot, Backend),
+    /// The set has no member.
+    Empty,
+    /// No attempt saw a whole set.
+    Inconsistent,
+}
+
+/// A random member of a set.
+#[inline(always)]
+pub fn pick<T: Tables>(tables: &T, set: u32) -> Pick {
+    for _ in 0..ATTEMPTS {
+        let Some(word) = tables.set_word(set) else {
+            return Pick::Empty;
+        };
+        let run = SetWord::unpack(word);
+        if run.count == 0 {
+            return Pick::Empty;
+        }
+        // Scales the random number to the count without a division.
+        let offset = ((u64::from(tables.random()) * u64::from(run.count)) >> 32) as u32;
+        let Some(slot) = tables.slot(run.base.wrapping_add(offset)) else {
+            continue;
+        };
+        if let Some(backend) = member(tables, set, slot.backend, slot.generation) {
+            return Pick::Backend(slot, backend);
+        }
+    }
+    Pick::Inconsistent
+}
+
+/// The backend, if it still is the one meant.
+#[inline(always)]
+fn member<T: Tables>(tables: &T, set: u32, id: u32, generation: u32) -> Option<Backend> {
+    let backend = tables.backend(id)?;
+    (backend.set == set && backend.generation == generation).then_some(backend)
+}
+
+/// The remembered backend while it is in the set and the memory is fresh, else a new one.
+#[inline(always)]
+fn sticky<T: Tables>(tables: &T, of: Sticky, client: u64, set: u32, seconds: u32) -> Verdict {
+    let key = AffinityKey {
+        client,
+        set,
+        pad: 0,
+    };
+    let now = tables.now();
+    if let Some(known) = tables.affinity(of, &key)
+        && now.wrapping_sub(known.last_used) <= u64::from(seconds) * 1_000_000_000
+        && let Some(backend) = member(tables, set, known.backend, known.generation)
+    {
+        if now.wrapping_sub(known.last_used) >= REFRESH_NS {
+            tables.set_affinity(
+                of,
+                &key,
+                &Affinity {
+                    last_used: now,
+                    ..known
+                },
+            );
+        }
+        return Verdict::To {
+            backend,
+            by_affinity: true,
+        };
+    }
+    match pick(tables, set) {
+        Pick::Backend(slot, backend) => {
+            let value = Affinity {
+                backend: slot.backend,
+                generation: slot.generation,
+                last_used: now,
+            };
+            tables.set_affinity(of, &key, &value);
+            Verdict::To {
+                backend,
+                by_affinity: false,
+            }
+        }
+        Pick::Empty => Verdict::Refuse,
+        Pick::Inconsistent => Verdict::Inconsistent,
+    }
+}

@@ -1,0 +1,290 @@
+//! The datapath of one node.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+    ops::RangeInclusive,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use skiff_ebpf_common::{ABI_VERSION, Config, Metric, limits, maps};
+
+use crate::{
+    DatapathError, bpffs,
+    programs::Programs,
+    sys::{self, HashTable, PerCpuCounters},
+    tables::{DesiredTables, TableDiff, TableState, Writer, Writes},
+};
+
+/// Where a node's datapath lives.
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// The cgroup2 folder whose processes (and those below) see the node's Services.
+    pub cgroup_path: PathBuf,
+    /// The folder for pins. If it is not on a BPF file system, one is mounted there; [`crate::teardown`] unmounts it.
+    pub bpffs_dir: PathBuf,
+    /// The sizes of the tables. Other sizes than last time: the tables are built anew beside the old ones, then swapped.
+    pub limits: Limits,
+}
+
+/// The sizes of the tables, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Frontends: Services times ports times addresses.
+    pub services: u32,
+    /// Backend sets: about one per port of a Service.
+    pub sets: u32,
+    /// Members of all sets, with room for changes.
+    pub slots: u32,
+    /// Backends of all sets.
+    pub backends: u32,
+    /// Sockets with a translated peer.
+    pub rev_nat: u32,
+    /// Clients with session affinity.
+    pub affinity: u32,
+    /// Unconnected UDP sockets that use Services.
+    pub flows: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services: limits::SERVICES,
+            sets: limits::SETS,
+            slots: limits::SLOTS,
+            backends: limits::BACKENDS,
+            rev_nat: limits::REV_NAT,
+            affinity: limits::AFFINITY,
+            flows: limits::FLOWS,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn by_map(&self) -> [(&'static str, u32); 7] {
+        [
+            (maps::SERVICES, self.services),
+            (maps::SETS, self.sets),
+            (maps::SLOTS, self.slots),
+            (maps::BACKENDS, self.backends),
+            (maps::REV_NAT, self.rev_nat),
+            (maps::AFFINITY, self.affinity),
+            (maps::FLOWS, self.flows),
+        ]
+    }
+
+    /// The folder for maps of this ABI and these sizes.
+    fn folder(&self) -> String {
+        let sizes = self.by_map().map(|(_, size)| format!("{size:x}")).join(".");
+        // No dot: the BPF file system keeps names with dots for itself.
+        format!(
+            "{}{ABI_VERSION}-{}",
+            bpffs::MAPS_PREFIX,
+            sizes.replace('.', "_")
+        )
+    }
+}
+
+/// What the programs must know of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// Ports looked up as NodePorts.
+    pub node_ports: RangeInclusive<u16>,
+    /// The node's addresses, on which NodePorts answer. 127.0.0.0/8 needs no entry.
+    pub addresses: Vec<Ipv4Addr>,
+    /// [`netns_cookie`] of the node's network namespace: only there is 127.0.0.1 the node.
+    pub netns_cookie: u64,
+}
+
+/// The kernel's counters, summed over all CPUs, since the tables were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections (TCP, and UDP by `connect`) sent to a backend.
+    pub connects: u64,
+    /// Datagrams of unconnected sockets sent to a backend.
+    pub datagrams: u64,
+    /// Refused because the Service has no backend.
+    pub refused: u64,
+    /// Backends kept by affinity.
+    pub affinity_hits: u64,
+    /// Replies whose source was turned back.
+    pub replies: u64,
+    /// Calls of `getpeername` answered with a Service.
+    pub peer_names: u64,
+    /// Entries that found no room.
+    pub table_full: u64,
+    /// Sets that could not be read consistently.
+    pub inconsistent: u64,
+}
+
+/// The cookie of the calling thread's network namespace.
+///
+/// # Errors
+/// [`std::io::Error`] if no socket can be made, or before Linux 5.14.
+pub fn netns_cookie() -> std::io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    sys::netns_cookie(socket.as_fd())
+}
+
+/// A node's programs and tables, loaded and attached. Dropping it changes nothing in the kernel: the Services go on.
+pub struct Datapath {
+    writer: Writer,
+    config: HashTable<u32, Config>,
+    node_addrs: HashTable<u32, u32>,
+    metrics: PerCpuCounters,
+    bpffs_dir: PathBuf,
+    maps_dir: PathBuf,
+    cgroup: PathBuf,
+    adopted: bool,
+    /// Not yet at the cgroup: other tables are in force until these are filled.
+    waiting: Option<Programs>,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datapath")
+            .field("maps", &self.maps_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Loads the programs and attaches them. If this node's tables are there already they are adopted with their
+    /// contents and the programs exchanged, without a gap. Tables of another ABI or of other sizes stay in force until the
+    /// first [`Self::apply`] has filled the new ones.
+    ///
+    /// # Errors
+    /// [`DatapathError`]; a missing permission or kernel feature is named.
+    pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        bpffs::check_cgroup2(&config.cgroup_path)?;
+        bpffs::ensure(&config.bpffs_dir)?;
+        let maps_dir = config.bpffs_dir.join(config.limits.folder());
+        let others = bpffs::other_map_folders(&config.bpffs_dir, &maps_dir);
+        let adopted = maps_dir.join(maps::CONFIG).exists();
+        fs::create_dir_all(&maps_dir).map_err(|e| DatapathError::io("making", &maps_dir, e))?;
+        let mut programs = Programs::load(&maps_dir, &config.limits)?;
+        let waiting = if others.is_empty() {
+            programs.install(&config.bpffs_dir.join(bpffs::LINKS), &config.cgroup_path)?;
+            None
+        } else {
+            Some(programs)
+        };
+        Ok(Self {
+            writer: Writer::open(&maps_dir)?,
+            config: HashTable::open(&maps_dir, maps::CONFIG)?,
+            node_addrs: HashTable::open(&maps_dir, maps::NODE_ADDRS)?,
+            metrics: PerCpuCounters::open(&maps_dir, maps::METRICS)?,
+            bpffs_dir: config.bpffs_dir.clone(),
+            cgroup: config.cgroup_path.clone(),
+            maps_dir,
+            adopted,
+            waiting,
+        })
+    }
+
+    /// Whether tables of an earlier daemon were found.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Tells the programs about the node. Writes only what differs.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a map cannot be written.
+    pub fn set_node(&mut self, node: &NodeSettings) -> Result<(), DatapathError> {
+        let wanted: Vec<u32> = node
+            .addresses
+            .iter()
+            .map(|addr| u32::from_ne_bytes(addr.octets()))
+            .collect();
+        let have: Vec<u32> = self
+            .node_addrs
+            .entries()?
+            .into_iter()
+            .map(|(addr, _)| addr)
+            .collect();
+        for addr in wanted.iter().filter(|addr| !have.contains(addr)) {
+            self.node_addrs.set(*addr, 1)?;
+        }
+        let gone: Vec<u32> = have
+            .into_iter()
+            .filter(|addr| !wanted.contains(addr))
+            .collect();
+        self.node_addrs.remove(&gone)?;
+        let value = Config {
+            abi: ABI_VERSION,
+            node_port_first: *node.node_ports.start(),
+            node_port_last: *node.node_ports.end(),
+            node_netns: node.netns_cookie,
+            flags: 0,
+            pad: 0,
+        };
+        if self.config.get(0)? != Some(value) {
+            self.config.set(0, value)?;
+        }
+        Ok(())
+    }
+
+    /// What is in the tables.
+    #[must_use]
+    pub fn state(&self) -> &TableState {
+        self.writer.state()
+    }
+
+    /// How often the tables were written since [`Self::open`].
+    #[must_use]
+    pub fn writes(&self) -> Writes {
+        self.writer.writes()
+    }
+
+    /// What leads from the state of the tables to `desired`.
+    #[must_use]
+    pub fn diff(&self, desired: &DesiredTables) -> TableDiff {
+        TableDiff::between(self.writer.state(), desired)
+    }
+
+    /// Makes the change. Each set changes as a whole.
+    ///
+    /// # Errors
+    /// [`DatapathError`]; what was done until then is in [`Self::state`].
+    pub fn apply(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
+        self.writer.apply(diff)?;
+        if let Some(mut programs) = self.waiting.take() {
+            let links = self.bpffs_dir.join(bpffs::LINKS);
+            if let Err(error) = programs.install(&links, &self.cgroup) {
+                self.waiting = Some(programs);
+                return Err(error);
+            }
+            for folder in bpffs::other_map_folders(&self.bpffs_dir, &self.maps_dir) {
+                bpffs::remove_map_folder(&folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel's counters.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if the map cannot be read.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        let get = |metric: Metric| self.metrics.sum(metric as u32);
+        Ok(Counters {
+            connects: get(Metric::Connects)?,
+            datagrams: get(Metric::Datagrams)?,
+            refused: get(Metric::Refused)?,
+            affinity_hits: get(Metric::AffinityHits)?,
+            replies: get(Metric::Replies)?,
+            peer_names: get(Metric::PeerNames)?,
+            table_full: get(Metric::TableFull)?,
+            inconsistent: get(Metric::Inconsistent)?,
+        })
+    }
+
+    /// The folder with the pins.
+    #[must_use]
+    pub fn bpffs_dir(&self) -> &Path {
+        &self.bpffs_dir
+    }
+}

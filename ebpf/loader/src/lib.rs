@@ -1,0 +1,29 @@
+//! Loads, attaches and pins the kernel programs of `ebpf/programs`, and writes their tables. The only user of aya.
+//!
+//! [`Datapath::open`] brings a node's datapath up or adopts the one that is there; [`Datapath::apply`] changes its tables;
+//! [`teardown`] removes it. The kernel objects live in a folder of the BPF file system, not in this process: when the
+//! daemon dies nothing changes for the node's connections.
+//!
+//! Tables are values ([`DesiredTables`], [`TableDiff`]); which set lies where in the maps is known only here.
+#![expect(
+    unsafe_code,
+    reason = "bpf(2), shared mappings and socket options that no crate offers"
+)]
+
+mod bpffs;
+mod datapath;
+mod error;
+mod programs;
+mod sys;
+mod tables;
+
+pub use crate::{
+    bpffs::teardown,
+    datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
+    error::DatapathError,
+    programs::attached_programs,
+    tables::{
+        Backend, DesiredTables, Frontend, FrontendSpec, Protocol, SetId, TableDiff, TableState,
+        Writes,
+    },
+};

@@ -1,0 +1,295 @@
+//! What the datapath is to do, as values: frontends, backend sets, and the difference between two states.
+
+mod encode;
+mod runs;
+mod writer;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+pub(crate) use writer::Writer;
+pub use writer::Writes;
+
+/// The protocols that Services are translated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Where clients go: an address and port that Services own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Frontend {
+    /// A ClusterIP, an external IP or a load balancer's IP.
+    Address {
+        /// The address.
+        addr: IpAddr,
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// A port on every address of the node.
+    NodePort {
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address {
+                addr,
+                port,
+                protocol,
+            } => {
+                write!(f, "{}/{protocol:?}", SocketAddr::new(*addr, *port))
+            }
+            Self::NodePort { port, protocol } => write!(f, "node:{port}/{protocol:?}"),
+        }
+    }
+}
+
+/// Names a backend set: a hash that is the same in every process, so that a set is found again after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SetId(u64);
+
+impl SetId {
+    /// The id for the parts of a name. The parts must not contain a zero byte.
+    #[must_use]
+    pub fn of(parts: &[&str]) -> Self {
+        // FNV-1a, then the finaliser of MurmurHash3: stable by definition, unlike std's hashers.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        for factor in [0xff51_afd7_ed55_8ccd_u64, 0xc4ce_b9fe_1a85_ec53] {
+            hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
+        }
+        // Zero means "nobody" in the map.
+        Self((hash ^ (hash >> 33)).max(1))
+    }
+
+    pub(crate) fn from_owner(owner: u64) -> Option<Self> {
+        (owner != 0).then_some(Self(owner))
+    }
+
+    pub(crate) fn owner(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for SetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Where connections end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Backend {
+    /// The pod's address.
+    pub addr: IpAddr,
+    /// The target port.
+    pub port: u16,
+    /// It is on this node.
+    pub local: bool,
+    /// It is terminating, and used because nothing else is ready.
+    pub terminating: bool,
+}
+
+impl Backend {
+    /// A ready backend somewhere.
+    #[must_use]
+    pub fn new(addr: IpAddr, port: u16) -> Self {
+        Self {
+            addr,
+            port,
+            local: false,
+            terminating: false,
+        }
+    }
+}
+
+/// How a frontend is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendSpec {
+    /// All backends. Connections are refused if it is empty.
+    pub set: SetId,
+    /// The backends on this node, where a traffic policy asks for them.
+    pub local_set: Option<SetId>,
+    /// Clients of this node use only [`Self::local_set`] (`internalTrafficPolicy: Local`).
+    pub local_only: bool,
+    /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
+    pub affinity_seconds: u32,
+}
+
+/// The whole state that is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredTables {
+    /// The backend sets. Order within a set has no meaning.
+    pub sets: HashMap<SetId, Vec<Backend>>,
+    /// The frontends; each refers to sets above.
+    pub frontends: HashMap<Frontend, FrontendSpec>,
+}
+
+/// A change. Applied in the order of the fields: nothing ever refers to what is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableDiff {
+    /// Sets with their new members, each published at once.
+    pub publish: Vec<(SetId, Vec<Backend>)>,
+    /// Frontends that are new or served differently.
+    pub upsert: Vec<(Frontend, FrontendSpec)>,
+    /// Frontends that are gone.
+    pub remove_frontends: Vec<Frontend>,
+    /// Sets that are gone.
+    pub remove_sets: Vec<SetId>,
+}
+
+impl TableDiff {
+    /// Whether nothing is to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.publish.is_empty()
+            && self.upsert.is_empty()
+            && self.remove_frontends.is_empty()
+            && self.remove_sets.is_empty()
+    }
+
+    /// What leads from `state` to `desired`.
+    #[must_use]
+    pub fn between(state: &TableState, desired: &DesiredTables) -> Self {
+        let publish = desired
+            .sets
+            .iter()
+            .filter(|(id, members)| !state.set_is(**id, members))
+            .map(|(id, members)| (*id, members.clone()))
+            .collect();
+        let upsert = desired
+            .frontends
+            .iter()
+            .filter(|(frontend, spec)| state.frontend(frontend) != Some(**spec))
+            .map(|(frontend, spec)| (*frontend, *spec))
+            .collect();
+        let remove_frontends = state
+            .frontends
+            .keys()
+            .filter(|f| !desired.frontends.contains_key(f))
+            .copied();
+        let remove_sets = state
+            .sets
+            .keys()
+            .filter(|id| !desired.sets.contains_key(id))
+            .copied();
+        Self {
+            publish,
+            upsert,
+            remove_frontends: remove_frontends.collect(),
+            remove_sets: remove_sets.collect(),
+        }
+    }
+}
+
+/// What is in the maps: a mirror, kept with every write and read back at start.
+#[derive(Debug, Default)]
+pub struct TableState {
+    sets: HashMap<SetId, SetState>,
+    frontends: HashMap<Frontend, FrontendSpec>,
+}
+
+/// A set as it lies in the maps.
+#[derive(Debug, Default)]
+struct SetState {
+    index: u32,
+    run: Run,
+    members: Vec<Member>,
+}
+
+/// The slots of a set.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    base: u32,
+    count: u32,
+}
+
+/// A backend and its id.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    backend: Backend,
+    id: u32,
+}
+
+impl TableState {
+    /// The members of a set, if it exists.
+    #[must_use]
+    pub fn set(&self, id: SetId) -> Option<Vec<Backend>> {
+        let set = self.sets.get(&id)?;
+        Some(set.members.iter().map(|member| member.backend).collect())
+    }
+
+    /// How a frontend is served.
+    #[must_use]
+    pub fn frontend(&self, frontend: &Frontend) -> Option<FrontendSpec> {
+        self.frontends.get(frontend).copied()
+    }
+
+    /// All frontends.
+    pub fn frontends(&self) -> impl Iterator<Item = (&Frontend, &FrontendSpec)> {
+        self.frontends.iter()
+    }
+
+    /// All sets.
+    pub fn set_ids(&self) -> impl Iterator<Item = SetId> + '_ {
+        self.sets.keys().copied()
+    }
+
+    /// Whether the set exists with exactly these members, in whatever order.
+    #[must_use]
+    pub fn set_is(&self, id: SetId, members: &[Backend]) -> bool {
+        let Some(set) = self.sets.get(&id) else {
+            return false;
+        };
+        if set.members.len() != members.len() {
+            return false;
+        }
+        if set.members.iter().map(|member| &member.backend).eq(members) {
+            return true;
+        }
+        let have: HashSet<&Backend> = set.members.iter().map(|member| &member.backend).collect();
+        members.iter().all(|member| have.contains(member))
+    }
+}
+
+pub(crate) fn v4(addr: IpAddr) -> Result<Ipv4Addr, crate::DatapathError> {
+    match addr {
+        IpAddr::V4(addr) => Ok(addr),
+        IpAddr::V6(_) => Err(crate::DatapathError::Family { address: addr }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_ids_are_stable_and_depend_on_where_parts_end() {
+        assert_eq!(
+            SetId::of(&["dev", "web", "http"]).to_string(),
+            SetId::of(&["dev", "web", "http"]).to_string()
+        );
+        assert_ne!(SetId::of(&["a", "bc"]), SetId::of(&["ab", "c"]));
+        // A constant of the ABI: a change here loses every set at the next restart.
+        assert_eq!(
+            SetId::of(&["default", "kubernetes", "https"]).to_string(),
+            "6439213fa5648a2d"
+        );
+    }
+}

@@ -1,0 +1,486 @@
+//! Writes the tables and keeps the mirror. The only place that changes `LB4_*`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use skiff_ebpf_common as abi;
+use skiff_ebpf_common::maps;
+
+use super::{
+    Backend, Frontend, FrontendSpec, Member, Run, SetId, SetState, TableDiff, TableState,
+    encode::{backend_of, frontend_of, key_of, spec_of, value_of},
+    runs::Runs,
+    v4,
+};
+use crate::{
+    DatapathError,
+    sys::{HashTable, MappedArray, wait_for_readers},
+};
+
+/// How many writes to the kernel's tables there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// Frontends written or removed.
+    pub frontends: u64,
+    /// Sets published or removed: one store each.
+    pub sets: u64,
+    /// Backends written or freed.
+    pub backends: u64,
+    /// Grace periods waited for.
+    pub grace_periods: u64,
+}
+
+impl Writes {
+    /// All writes of entries.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.frontends + self.sets + self.backends
+    }
+}
+
+/// The maps, what is in them, and what is free.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    services: HashTable<abi::ServiceKey, abi::Service>,
+    sets: MappedArray<abi::BackendSet>,
+    slots: MappedArray<abi::Slot>,
+    backends: MappedArray<abi::Backend>,
+    state: TableState,
+    free_sets: Runs,
+    free_slots: Runs,
+    free_backends: Runs,
+    writes: Writes,
+}
+
+impl Writer {
+    /// Opens the pinned maps and reads back what they hold.
+    pub(crate) fn open(folder: &Path) -> Result<Self, DatapathError> {
+        let services = HashTable::open(folder, maps::SERVICES)?;
+        let sets = MappedArray::<abi::BackendSet>::open(folder, maps::SETS)?;
+        let slots = MappedArray::<abi::Slot>::open(folder, maps::SLOTS)?;
+        let backends = MappedArray::<abi::Backend>::open(folder, maps::BACKENDS)?;
+        let free = |start, limit| Runs::new(start, limit, []);
+        let mut writer = Self {
+            free_sets: free(1, sets.len()),
+            free_slots: free(0, slots.len()),
+            free_backends: free(0, backends.len()),
+            services,
+            sets,
+            slots,
+            backends,
+            state: TableState::default(),
+            writes: Writes::default(),
+        };
+        writer.read_back()?;
+        Ok(writer)
+    }
+
+    pub(crate) fn state(&self) -> &TableState {
+        &self.state
+    }
+
+    pub(crate) fn writes(&self) -> Writes {
+        self.writes
+    }
+
+    /// Rebuilds the mirror, and repairs what a writer that was killed left behind.
+    fn read_back(&mut self) -> Result<(), DatapathError> {
+        self.sets.map_up_to(1)?;
+        let marks = self.sets.get(0).map_or(0, |marks| marks.word);
+        let (backends, sets) = (
+            abi::SetWord::unpack(marks).base,
+            abi::SetWord::unpack(marks).count,
+        );
+        self.sets.map_up_to(sets)?;
+        self.backends.map_up_to(backends)?;
+        let mut owners = HashMap::new();
+        for index in 1..sets {
+            let Some(set) = self.sets.get(index) else {
+                break;
+            };
+            let run = abi::SetWord::unpack(set.word);
+            self.slots.map_up_to(run.base.saturating_add(run.count))?;
+            if let Some(id) = SetId::from_owner(set.owner) {
+                let members = self.read_members(index, run);
+                owners.insert(index, id);
+                let run = Run {
+                    base: run.base,
+                    count: run.count,
+                };
+                self.state.sets.insert(
+                    id,
+                    SetState {
+                        index,
+                        run,
+                        members,
+                    },
+                );
+            } else if set.word != 0 {
+                // Killed between the two stores of a removal.
+                self.sets.set(index, abi::BackendSet { word: 0, owner: 0 });
+            }
+        }
+        let mut broken = Vec::new();
+        for (key, service) in self.services.entries()? {
+            match spec_of(&service, &owners) {
+                Some(spec) => drop(self.state.frontends.insert(frontend_of(&key), spec)),
+                None => broken.push(key),
+            }
+        }
+        self.services.remove(&broken)?;
+        self.find_free(backends);
+        Ok(())
+    }
+
+    fn read_members(&self, set: u32, run: abi::SetWord) -> Vec<Member> {
+        let slots = (run.base..run.base.saturating_add(run.count)).map_while(|i| self.slots.get(i));
+        slots
+            .filter_map(|slot| {
+                let found = self.backends.get(slot.backend)?;
+                let valid = found.set == set && found.generation == slot.generation;
+                valid.then(|| Member {
+                    backend: backend_of(&found),
+                    id: slot.backend,
+                })
+            })
+            .collect()
+    }
+
+    fn find_free(&mut self, backends: u32) {
+        let used = self.state.sets.values();
+        self.free_sets = Runs::new(1, self.sets.len(), used.clone().map(|set| (set.index, 1)));
+        let runs = used.clone().map(|set| (set.run.base, set.run.count));
+        self.free_slots = Runs::new(0, self.slots.len(), runs);
+        let ids: HashSet<u32> = used
+            .flat_map(|set| set.members.iter().map(|m| m.id))
+            .collect();
+        for id in (0..backends).filter(|id| !ids.contains(id)) {
+            // Written, but never published or not yet freed: nobody's affinity may point to it.
+            if let Some(backend) = self.backends.get(id).filter(|backend| backend.set != 0) {
+                self.backends.set(id, abi::Backend { set: 0, ..backend });
+            }
+        }
+        let ids = ids.into_iter().map(|id| (id, 1));
+        self.free_backends = Runs::new(0, self.backends.len(), ids);
+    }
+
+    /// Makes the change. After an error, what was done is in the mirror: the next diff continues from there.
+    pub(crate) fn apply(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
+        for (id, members) in &diff.publish {
+            self.publish(*id, members)?;
+        }
+        self.upsert(&diff.upsert)?;
+        self.remove_frontends(&diff.remove_frontends)?;
+        for id in &diff.remove_sets {
+            self.remove_set(*id);
+        }
+        Ok(())
+    }
+
+    /// Gives a set its new members. Members that stay keep their id, so affinity holds.
+    fn publish(&mut self, id: SetId, wanted: &[Backend]) -> Result<(), DatapathError> {
+        for backend in wanted {
+            v4(backend.addr)?;
+        }
+        let mut old = self.state.sets.remove(&id);
+        let result = self.publish_over(id, old.as_ref(), wanted);
+        match result {
+            Ok(new) => old = Some(new),
+            Err(error) => {
+                if let Some(old) = old {
+                    self.state.sets.insert(id, old);
+                }
+                return Err(error);
+            }
+        }
+        if let Some(new) = old {
+            self.state.sets.insert(id, new);
+        }
+        Ok(())
+    }
+
+    fn publish_over(
+        &mut self,
+        id: SetId,
+        old: Option<&SetState>,
+        wanted: &[Backend],
+    ) -> Result<SetState, DatapathError> {
+        let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        let index = match old {
+            Some(old) => old.index,
+            None => self.take(Pool::Sets, 1)?,
+        };
+        let base = match self.take(Pool::Slots, count) {
+            Ok(base) => base,
+            Err(error) => {
+                if old.is_none() {
+                    self.free_sets.give_back(index, 1);
+                }
+                return Err(error);
+            }
+        };
+        let members = match self.members(index, old, wanted) {
+            Ok(members) => members,
+            Err(error) => {
+                self.free_slots.give_back(base, count);
+                if old.is_none() {
+                    self.free_sets.give_back(index, 1);
+                }
+                return Err(error);
+            }
+        };
+        for (slot, member) in (base..).zip(&members) {
+            let generation = self
+                .backends
+                .get(member.id)
+                .map_or(0, |found| found.generation);
+            self.slots.set(
+                slot,
+                abi::Slot {
+                    backend: member.id,
+                    generation,
+                },
+            );
+        }
+        let word = abi::SetWord { base, count }.pack();
+        // The owner lies behind the word and is stored before it: a set that is seen has an owner.
+        self.sets.set(
+            index,
+            abi::BackendSet {
+                word,
+                owner: id.owner(),
+            },
+        );
+        self.writes.sets += 1;
+        if let Some(old) = old {
+            self.retire(old, &members);
+        }
+        Ok(SetState {
+            index,
+            run: Run { base, count },
+            members,
+        })
+    }
+
+    /// Ids for the members: the old one if the backend was there, else a new one.
+    fn members(
+        &mut self,
+        set: u32,
+        old: Option<&SetState>,
+        wanted: &[Backend],
+    ) -> Result<Vec<Member>, DatapathError> {
+        let place = |backend: &Backend| (backend.addr, backend.port);
+        let known: HashMap<(IpAddr, u16), Member> = old
+            .into_iter()
+            .flat_map(|old| &old.members)
+            .map(|member| (place(&member.backend), *member))
+            .collect();
+        let mut members = Vec::with_capacity(wanted.len());
+        let mut fresh = Vec::new();
+        for backend in wanted {
+            let member = match known.get(&place(backend)) {
+                Some(member) => Member {
+                    backend: *backend,
+                    id: member.id,
+                },
+                None => match self.take(Pool::Backends, 1) {
+                    Ok(id) => {
+                        fresh.push(id);
+                        Member {
+                            backend: *backend,
+                            id,
+                        }
+                    }
+                    Err(error) => {
+                        // Not seen by anybody yet, except that freed ids keep their last generation.
+                        fresh.iter().for_each(|id| self.free_backend(*id));
+                        return Err(error);
+                    }
+                },
+            };
+            if known
+                .get(&place(backend))
+                .is_none_or(|member| member.backend != *backend)
+            {
+                self.write_backend(set, &member, !known.contains_key(&place(backend)))?;
+            }
+            members.push(member);
+        }
+        Ok(members)
+    }
+
+    fn write_backend(&mut self, set: u32, member: &Member, new: bool) -> Result<(), DatapathError> {
+        let last = self
+            .backends
+            .get(member.id)
+            .map_or(0, |backend| backend.generation);
+        let generation = if new { last.wrapping_add(1) } else { last };
+        let value = value_of(&member.backend, set, generation)?;
+        self.backends.set(member.id, value);
+        self.writes.backends += 1;
+        Ok(())
+    }
+
+    /// Frees the slots of the replaced set and the backends that are not in the new one.
+    fn retire(&mut self, old: &SetState, kept: &[Member]) {
+        self.free_slots.give_back(old.run.base, old.run.count);
+        let kept: HashSet<u32> = kept.iter().map(|member| member.id).collect();
+        for member in old
+            .members
+            .iter()
+            .filter(|member| !kept.contains(&member.id))
+        {
+            self.free_backend(member.id);
+        }
+    }
+
+    fn free_backend(&mut self, id: u32) {
+        // A program that chose it a moment ago sees that it is no member any more and chooses again, from the
+        // set that has replaced this one; so does whoever remembers it (affinity).
+        if let Some(backend) = self.backends.get(id) {
+            self.backends.set(id, abi::Backend { set: 0, ..backend });
+        }
+        self.free_backends.give_back(id, 1);
+        self.writes.backends += 1;
+    }
+
+    fn remove_set(&mut self, id: SetId) {
+        if let Some(old) = self.state.sets.remove(&id) {
+            self.sets
+                .set(old.index, abi::BackendSet { word: 0, owner: 0 });
+            self.writes.sets += 1;
+            self.retire(&old, &[]);
+            self.free_sets.give_back(old.index, 1);
+        }
+    }
+
+    fn upsert(&mut self, wanted: &[(Frontend, FrontendSpec)]) -> Result<(), DatapathError> {
+        let mut keys = Vec::with_capacity(wanted.len());
+        let mut values = Vec::with_capacity(wanted.len());
+        for (frontend, spec) in wanted {
+            let key = key_of(frontend)?;
+            let index = |set: SetId| {
+                let unknown = DatapathError::UnknownSet {
+                    frontend: *frontend,
+                    set,
+                };
+                self.state
+                    .sets
+                    .get(&set)
+                    .map(|set| set.index)
+                    .ok_or(unknown)
+            };
+            keys.push(key);
+            values.push(abi::Service {
+                key,
+                set: index(spec.set)?,
+                set_local: spec.local_set.map(index).transpose()?.unwrap_or(0),
+                affinity_seconds: spec.affinity_seconds,
+                flags: if spec.local_only {
+                    abi::SERVICE_LOCAL_ONLY
+                } else {
+                    0
+                },
+                pad: 0,
+            });
+        }
+        let (written, result) = match self.services.insert(&keys, &values) {
+            Ok(()) => (wanted.len(), Ok(())),
+            Err((written, error)) => (written, Err(error)),
+        };
+        self.state
+            .frontends
+            .extend(wanted.iter().take(written).copied());
+        self.writes.frontends += written as u64;
+        result
+    }
+
+    fn remove_frontends(&mut self, gone: &[Frontend]) -> Result<(), DatapathError> {
+        let keys = gone.iter().map(key_of).collect::<Result<Vec<_>, _>>()?;
+        self.services.remove(&keys)?;
+        for frontend in gone {
+            self.state.frontends.remove(frontend);
+        }
+        self.writes.frontends += gone.len() as u64;
+        Ok(())
+    }
+
+    /// Takes a free run; if there is none, waits until what was given back is free for sure.
+    fn take(&mut self, pool: Pool, len: u32) -> Result<u32, DatapathError> {
+        let base = match self.pool(pool).take(len) {
+            Some(base) => base,
+            None => self.take_after_waiting(pool, len)?,
+        };
+        let end = base.saturating_add(len);
+        match pool {
+            Pool::Sets => self.sets.map_up_to(end)?,
+            Pool::Slots => self.slots.map_up_to(end)?,
+            Pool::Backends => self.backends.map_up_to(end)?,
+        }
+        self.raise_marks(pool, end);
+        Ok(base)
+    }
+
+    fn take_after_waiting(&mut self, pool: Pool, len: u32) -> Result<u32, DatapathError> {
+        let full = DatapathError::Full {
+            map: pool.map(),
+            limit: self.pool(pool).limit(),
+        };
+        if self.pool(pool).waiting() == 0 {
+            return Err(full);
+        }
+        if let Err(error) = wait_for_readers() {
+            // Kernels with nohz_full CPUs have no such barrier. Generations still catch a reader that slow.
+            tracing::debug!(%error, "no grace period to be had");
+        }
+        self.writes.grace_periods += 1;
+        for pool in [Pool::Sets, Pool::Slots, Pool::Backends] {
+            self.pool(pool).release_waiting();
+        }
+        self.pool(pool).take(len).ok_or(full)
+    }
+
+    /// Set 0 is nobody's. It holds how far sets and backends were ever used, so that [`Self::read_back`] need not look
+    /// (and map) any further.
+    fn raise_marks(&mut self, pool: Pool, end: u32) {
+        let Some(zero) = self.sets.get(0) else { return };
+        let mut marks = abi::SetWord::unpack(zero.word);
+        match pool {
+            Pool::Backends => marks.base = marks.base.max(end),
+            Pool::Sets => marks.count = marks.count.max(end),
+            Pool::Slots => return,
+        }
+        let word = marks.pack();
+        if word != zero.word {
+            self.sets.set(0, abi::BackendSet { word, owner: 0 });
+        }
+    }
+
+    fn pool(&mut self, pool: Pool) -> &mut Runs {
+        match pool {
+            Pool::Sets => &mut self.free_sets,
+            Pool::Slots => &mut self.free_slots,
+            Pool::Backends => &mut self.free_backends,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Pool {
+    Sets,
+    Slots,
+    Backends,
+}
+
+impl Pool {
+    fn map(self) -> &'static str {
+        match self {
+            Self::Sets => maps::SETS,
+            Self::Slots => maps::SLOTS,
+            Self::Backends => maps::BACKENDS,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The kernel side of skiff's datapath: one file per hook, the decisions in `ebpf/lb`.
+//!
+//! All hooks are at the cgroup: an address is translated once per connection (or datagram of an unconnected UDP
+//! socket), before the kernel looks for a route, so packets carry the backend's address from the start.
+
+#![no_std]
+#![no_main]
+
+mod connect4;
+mod getpeername4;
+mod recvmsg4;
+mod sendmsg4;
+mod tables;
+
+/// Programs cannot panic: what could is refused by the verifier.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

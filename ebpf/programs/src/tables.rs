@@ -1,0 +1,282 @@
+//! The maps, and `ebpf/lb`'s view of them.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
+    helpers::{
+        bpf_get_prandom_u32,
+        generated::{
+            bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval,
+        },
+    },
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    programs::SockAddrContext,
+};
+use skiff_ebpf_common::{
+    Affinity, AffinityKey, Backend, BackendSet, Config, METRICS, Metric, PROTO_TCP, PROTO_UDP,
+    RevNat, RevNatKey, Service, ServiceKey, Slot, limits,
+};
+use skiff_lb::{Request, Sticky, Tables, Verdict};
+
+/// The user side writes these arrays through a mapping: a store is a store, not a system call.
+const MMAPABLE: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
+
+#[map]
+static LB4_SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static LB4_SETS: Array<BackendSet> = Array::with_max_entries(limits::SETS, MMAPABLE);
+#[map]
+static LB4_SLOTS: Array<Slot> = Array::with_max_entries(limits::SLOTS, MMAPABLE);
+#[map]
+static LB4_BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, MMAPABLE);
+#[map]
+static LB4_REV_NAT: LruHashMap<RevNatKey, RevNat> =
+    LruHashMap::with_max_entries(limits::REV_NAT, 0);
+#[map]
+static LB4_AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(limits::AFFINITY, 0);
+#[map]
+static LB4_FLOWS: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(limits::FLOWS, 0);
+#[map]
+static LB4_NODE_ADDRS: HashMap<u32, u32> =
+    HashMap::with_max_entries(limits::NODE_ADDRS, BPF_F_NO_PREALLOC);
+#[map]
+static LB_CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+static LB_METRICS: PerCpuArray<u64> = PerCpuArray::with_max_entries(METRICS, 0);
+
+/// The kernel's maps.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        let service = LB4_SERVICES.get_ptr(key)?;
+        // SAFETY: the element is the map's and stays mapped while the program runs. Its key is read after the
+        // rest (both volatile, so in this order): it tells whether the element changed hands meanwhile.
+        unsafe {
+            let rest = ptr::read_volatile(service);
+            let key = ptr::read_volatile(&raw const (*service).key);
+            Some(Service { key, ..rest })
+        }
+    }
+
+    #[inline(always)]
+    fn set_word(&self, set: u32) -> Option<u64> {
+        let set = LB4_SETS.get_ptr(set)?;
+        // SAFETY: array elements are never freed; the word is aligned, so this is one load.
+        Some(unsafe { ptr::read_volatile(&raw const (*set).word) })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        LB4_SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        LB4_BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        LB_CONFIG.get(0).copied()
+    }
+
+    #[inline(always)]
+    fn is_node_address(&self, addr: u32) -> bool {
+        LB4_NODE_ADDRS.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, of: Sticky, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: a copy is taken; one that is torn fails the check of generation and set.
+        unsafe {
+            match of {
+                Sticky::Client => LB4_AFFINITY.get(key),
+                Sticky::Socket => LB4_FLOWS.get(key),
+            }
+        }
+        .copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, of: Sticky, key: &AffinityKey, value: &Affinity) {
+        let written = match of {
+            Sticky::Client => LB4_AFFINITY.insert(key, value, u64::from(BPF_ANY)),
+            Sticky::Socket => LB4_FLOWS.insert(key, value, u64::from(BPF_ANY)),
+        };
+        if written.is_err() {
+            count(Metric::TableFull);
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: has no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: has no arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(metric: Metric) {
+    if let Some(counter) = LB_METRICS.get_ptr_mut(metric as u32) {
+        // SAFETY: this CPU's own element; the hooks do not interrupt each other on a CPU in a way that matters
+        // for a counter.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// The call goes on, with the address as it now is.
+pub(crate) const PROCEED: i32 = 1;
+/// The call fails.
+const FAIL: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// TCP or UDP, or nothing that we translate.
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> Option<u8> {
+    // SAFETY: the context is valid while the program runs.
+    let protocol = unsafe { (*ctx.sock_addr).protocol };
+    if protocol == u32::from(PROTO_TCP) {
+        Some(PROTO_TCP)
+    } else if protocol == u32::from(PROTO_UDP) {
+        Some(PROTO_UDP)
+    } else {
+        None
+    }
+}
+
+/// The address in the context, network byte order.
+#[inline(always)]
+fn address(ctx: &SockAddrContext) -> (u32, u16) {
+    // SAFETY: the context is valid while the program runs. The port is a 16-bit field shown as 32 bits.
+    unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) }
+}
+
+#[inline(always)]
+fn set_address(ctx: &SockAddrContext, addr: u32, port: u16) {
+    // SAFETY: both fields may be written by all four hooks.
+    unsafe {
+        (*ctx.sock_addr).user_ip4 = addr;
+        (*ctx.sock_addr).user_port = u32::from(port);
+    }
+}
+
+/// Towards a Service: `connect` and `sendmsg`.
+#[inline(always)]
+pub(crate) fn forward(ctx: &SockAddrContext, unconnected: bool) -> i32 {
+    let Some(proto) = protocol(ctx) else {
+        return PROCEED;
+    };
+    let (addr, port) = address(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let (netns, cookie) = unsafe {
+        (
+            bpf_get_netns_cookie(ctx.as_ptr()),
+            bpf_get_socket_cookie(ctx.as_ptr()),
+        )
+    };
+    let socket = if unconnected { cookie } else { 0 };
+    match skiff_lb::decide(
+        &KernelTables,
+        &Request {
+            addr,
+            port,
+            proto,
+            netns,
+            socket,
+        },
+    ) {
+        Verdict::Pass => PROCEED,
+        Verdict::Refuse => refuse(Metric::Refused),
+        Verdict::Inconsistent => refuse(Metric::Inconsistent),
+        Verdict::To {
+            backend,
+            by_affinity,
+        } => {
+            let key = RevNatKey {
+                cookie,
+                addr: backend.addr,
+                port: backend.port,
+                pad: 0,
+            };
+            remember_service(&key, &RevNat { addr, port, pad: 0 }, unconnected);
+            set_address(ctx, backend.addr, backend.port);
+            count(if unconnected {
+                Metric::Datagrams
+            } else {
+                Metric::Connects
+            });
+            if by_affinity {
+                count(Metric::AffinityHits);
+            }
+            PROCEED
+        }
+    }
+}
+
+/// Notes which Service the socket means by that backend. A socket that connects is new here; datagrams mostly
+/// find it noted.
+#[inline(always)]
+fn remember_service(key: &RevNatKey, service: &RevNat, mostly_known: bool) {
+    if mostly_known {
+        // SAFETY: a copy is taken at once.
+        let known = unsafe { LB4_REV_NAT.get(key) }.copied();
+        if known == Some(*service) {
+            return;
+        }
+    }
+    if LB4_REV_NAT
+        .insert(key, service, u64::from(BPF_ANY))
+        .is_err()
+    {
+        count(Metric::TableFull);
+    }
+}
+
+/// From a backend: the source of a datagram and the name of the peer are turned back into the Service's.
+#[inline(always)]
+pub(crate) fn reverse(ctx: &SockAddrContext, metric: Metric) -> i32 {
+    if protocol(ctx).is_none() {
+        return PROCEED;
+    }
+    let (addr, port) = address(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: a copy is taken at once.
+    let known = unsafe {
+        LB4_REV_NAT.get(RevNatKey {
+            cookie,
+            addr,
+            port,
+            pad: 0,
+        })
+    }
+    .copied();
+    if let Some(service) = known {
+        set_address(ctx, service.addr, service.port);
+        count(metric);
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn refuse(metric: Metric) -> i32 {
+    count(metric);
+    // SAFETY: connect and sendmsg may set the value that the call returns (5.18 and newer).
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    FAIL
+}

@@ -1,0 +1,456 @@
+//! What the runtime fills in and corrects in a container's OCI spec before the engine sees it.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::resource::{Resource, getrlimit};
+use oci_spec::runtime::{
+    Capabilities, Capability, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+
+use crate::RuntimeError;
+
+/// More of a `/etc/passwd` is not read.
+const MAX_PASSWD: u64 = 1 << 20;
+
+/// Namespaces of the sandbox that a container joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JoinedNamespaces {
+    /// Network; `None` for the one that the shim is in.
+    pub net: Option<PathBuf>,
+    /// IPC.
+    pub ipc: PathBuf,
+    /// UTS.
+    pub uts: PathBuf,
+}
+
+/// What this machine lets us do to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Privileges {
+    /// `CAP_SYS_RESOURCE`: lower `oom_score_adj`, raise hard limits. Some virtual machines lack it.
+    pub sys_resource: bool,
+    /// Our own `oom_score_adj`: the lowest to be had without it.
+    pub oom_score_adj: i32,
+}
+
+impl Privileges {
+    /// Those of this process.
+    pub(crate) fn own() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let oom_score_adj = fs::read_to_string("/proc/self/oom_score_adj")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0);
+        const CAP_SYS_RESOURCE: u32 = 24;
+        let sys_resource = effective.is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0);
+        Self {
+            sys_resource,
+            oom_score_adj,
+        }
+    }
+}
+
+/// Completes `spec` for a container.
+///
+/// # Errors
+/// [`RuntimeError::Unsupported`] for what would silently not be done.
+pub(crate) fn complete(
+    spec: &mut Spec,
+    rootfs: &Path,
+    namespaces: &JoinedNamespaces,
+    cgroups_path: PathBuf,
+    tty: bool,
+    privileges: Privileges,
+) -> Result<(), RuntimeError> {
+    let mut root = spec.root().clone().unwrap_or_default();
+    root.set_path(rootfs.to_owned());
+    spec.set_root(Some(root));
+    // The sandbox's UTS namespace has its host name already.
+    spec.set_hostname(None);
+
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    linux.set_cgroups_path(Some(cgroups_path));
+    let list = sandbox_namespaces(&linux, namespaces)?;
+    linux.set_namespaces(Some(list));
+    if linux
+        .seccomp()
+        .as_ref()
+        .is_some_and(|profile| profile.listener_path().is_some())
+    {
+        return unsupported("a seccomp profile that asks a listener");
+    }
+    spec.set_linux(Some(linux));
+
+    let Some(process) = spec.process_mut() else {
+        return unsupported("a spec without a process");
+    };
+    process.set_terminal(Some(tty));
+    let mut env = process.env().clone().unwrap_or_default();
+    if !env.iter().any(|entry| {
+        entry
+            .strip_prefix("HOME=")
+            .is_some_and(|home| !home.is_empty())
+    }) {
+        env.retain(|entry| !entry.starts_with("HOME="));
+        env.push(format!("HOME={}", home(rootfs, process.user().uid())));
+        process.set_env(Some(env));
+    }
+    // libcontainer takes `false` for `true` where it chooses when to load the seccomp filter.
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+    if !privileges.sys_resource {
+        clamp(process, privileges.oom_score_adj);
+    }
+    Ok(())
+}
+
+/// The home directory of `uid` by the image's own `/etc/passwd`; `/` if it says nothing.
+///
+/// The engine would ask the C library, which may load modules from the image to answer.
+fn home(rootfs: &Path, uid: u32) -> String {
+    passwd(rootfs)
+        .and_then(|passwd| home_in(&passwd, uid))
+        .unwrap_or_else(|| "/".to_owned())
+}
+
+fn passwd(rootfs: &Path) -> Option<String> {
+    let root = fs::File::open(rootfs).ok()?;
+    // Links in an image are its own: none leads out of it.
+    let file = openat2(
+        &root,
+        "etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    );
+    let mut text = String::new();
+    fs::File::from(file.ok()?)
+        .take(MAX_PASSWD)
+        .read_to_string(&mut text)
+        .ok()?;
+    Some(text)
+}
+
+fn home_in(passwd: &str, uid: u32) -> Option<String> {
+    let homes = passwd.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        (fields.nth(2)?.parse::<u32>() == Ok(uid)).then(|| fields.nth(2).map(str::to_owned))?
+    });
+    homes.into_iter().find(|home| home.starts_with('/'))
+}
+
+/// Takes `CAP_MKNOD` from a container that may not use all devices.
+///
+/// Under cgroup v2 devices are controlled by a program of their own, which the engine is built without: a
+/// container that can make device files could open the node's disks.
+pub(crate) fn forbid_mknod(spec: &mut Spec) {
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_ref());
+    let all = |rule: &LinuxDeviceCgroup| {
+        rule.allow()
+            && rule.major().is_none()
+            && matches!(rule.typ(), None | Some(LinuxDeviceType::A))
+    };
+    if rules.is_some_and(|rules| rules.iter().any(all)) {
+        return;
+    }
+    let Some(process) = spec.process_mut() else {
+        return;
+    };
+    let Some(mut sets) = process.capabilities().clone() else {
+        return;
+    };
+    let without = |set: &Option<Capabilities>| {
+        set.as_ref().map(|set| {
+            set.iter()
+                .copied()
+                .filter(|c| *c != Capability::Mknod)
+                .collect()
+        })
+    };
+    let (bounding, effective, permitted) = (
+        without(sets.bounding()),
+        without(sets.effective()),
+        without(sets.permitted()),
+    );
+    let (inheritable, ambient) = (without(sets.inheritable()), without(sets.ambient()));
+    sets.set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted);
+    sets.set_inheritable(inheritable).set_ambient(ambient);
+    process.set_capabilities(Some(sets));
+}
+
+fn sandbox_namespaces(
+    linux: &Linux,
+    joined: &JoinedNamespaces,
+) -> Result<Vec<LinuxNamespace>, RuntimeError> {
+    let has = |kind| {
+        linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .any(|namespace: &LinuxNamespace| namespace.typ() == kind)
+    };
+    if has(LinuxNamespaceType::User) {
+        return unsupported("user namespaces");
+    }
+    let mut wanted = vec![
+        (LinuxNamespaceType::Ipc, Some(joined.ipc.clone())),
+        (LinuxNamespaceType::Uts, Some(joined.uts.clone())),
+        (LinuxNamespaceType::Pid, None),
+        (LinuxNamespaceType::Mount, None),
+        (LinuxNamespaceType::Cgroup, None),
+    ];
+    if let Some(net) = &joined.net {
+        wanted.push((LinuxNamespaceType::Network, Some(net.clone())));
+    }
+    wanted
+        .into_iter()
+        .map(|(kind, path)| {
+            let builder = LinuxNamespaceBuilder::default().typ(kind);
+            match path {
+                Some(path) => builder.path(path),
+                None => builder,
+            }
+            .build()
+            .map_err(|error| RuntimeError::Unsupported {
+                message: error.to_string(),
+            })
+        })
+        .collect()
+}
+
+/// Brings down to what is allowed what the kernel would refuse.
+fn clamp(process: &mut Process, lowest_oom_score_adj: i32) {
+    if let Some(wanted) = process.oom_score_adj()
+        && wanted < lowest_oom_score_adj
+    {
+        tracing::warn!(
+            wanted,
+            set = lowest_oom_score_adj,
+            "CAP_SYS_RESOURCE is missing: oom_score_adj is raised"
+        );
+        process.set_oom_score_adj(Some(lowest_oom_score_adj));
+    }
+    let Some(mut rlimits) = process.rlimits().clone() else {
+        return;
+    };
+    for rlimit in &mut rlimits {
+        let Some((_, hard)) = own_limit(rlimit.typ()) else {
+            continue;
+        };
+        if rlimit.hard() > hard {
+            tracing::warn!(
+                kind = ?rlimit.typ(), wanted = rlimit.hard(), set = hard,
+                "CAP_SYS_RESOURCE is missing: a resource limit is lowered"
+            );
+            if let Ok(lowered) = PosixRlimitBuilder::default()
+                .typ(rlimit.typ())
+                .hard(hard)
+                .soft(rlimit.soft().min(hard))
+                .build()
+            {
+                *rlimit = lowered;
+            }
+        }
+    }
+    process.set_rlimits(Some(rlimits));
+}
+
+fn own_limit(kind: PosixRlimitType) -> Option<(u64, u64)> {
+    let resource = match kind {
+        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
+    };
+    getrlimit(resource).ok()
+}
+
+fn unsupported<T>(message: &str) -> Result<T, RuntimeError> {
+    Err(RuntimeError::Unsupported {
+        message: message.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxResourcesBuilder};
+
+    use super::*;
+
+    fn joined(net: Option<&str>) -> JoinedNamespaces {
+        JoinedNamespaces {
+            net: net.map(PathBuf::from),
+            ipc: PathBuf::from("/ns/ipc"),
+            uts: PathBuf::from("/ns/uts"),
+        }
+    }
+
+    const POOR: Privileges = Privileges {
+        sys_resource: false,
+        oom_score_adj: 0,
+    };
+
+    fn completed(spec: &mut Spec, net: Option<&str>, privileges: Privileges) {
+        complete(
+            spec,
+            Path::new("/r"),
+            &joined(net),
+            "/c".into(),
+            false,
+            privileges,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn namespaces_are_the_sandboxs_and_the_containers_own() {
+        let mut spec = Spec::default();
+        completed(&mut spec, Some("/ns/net"), POOR);
+        let linux = spec.linux().clone().unwrap();
+        let namespaces = linux.namespaces().clone().unwrap();
+        let path = |kind| {
+            namespaces
+                .iter()
+                .find(|n| n.typ() == kind)
+                .map(|n| n.path().clone())
+        };
+        assert_eq!(
+            path(LinuxNamespaceType::Network),
+            Some(Some("/ns/net".into()))
+        );
+        assert_eq!(path(LinuxNamespaceType::Pid), Some(None));
+        completed(&mut spec, None, POOR);
+        let linux = spec.linux().clone().unwrap();
+        let namespaces = linux.namespaces().clone().unwrap();
+        assert!(
+            namespaces
+                .iter()
+                .all(|n| n.typ() != LinuxNamespaceType::Network)
+        );
+    }
+
+    #[test]
+    fn what_needs_a_missing_capability_is_clamped() {
+        let mut spec = Spec::default();
+        spec.process_mut()
+            .as_mut()
+            .unwrap()
+            .set_oom_score_adj(Some(-997));
+        completed(&mut spec, None, POOR);
+        assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(0));
+        spec.process_mut()
+            .as_mut()
+            .unwrap()
+            .set_oom_score_adj(Some(-997));
+        completed(
+            &mut spec,
+            None,
+            Privileges {
+                sys_resource: true,
+                oom_score_adj: 0,
+            },
+        );
+        assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(-997));
+    }
+
+    #[test]
+    fn device_files_are_made_only_by_who_may_use_all_devices() {
+        let mut spec = Spec::default();
+        let mut sets = LinuxCapabilities::default();
+        sets.set_bounding(Some([Capability::Mknod, Capability::Kill].into()));
+        spec.process_mut()
+            .as_mut()
+            .unwrap()
+            .set_capabilities(Some(sets));
+        let bounding = |spec: &Spec| {
+            let sets = spec
+                .process()
+                .clone()
+                .unwrap()
+                .capabilities()
+                .clone()
+                .unwrap();
+            sets.bounding().clone().unwrap()
+        };
+        let mut linux = Linux::default();
+        linux.set_resources(Some(
+            LinuxResourcesBuilder::default()
+                .devices([LinuxDeviceCgroupBuilder::default()
+                    .allow(true)
+                    .build()
+                    .unwrap()])
+                .build()
+                .unwrap(),
+        ));
+        spec.set_linux(Some(linux));
+        forbid_mknod(&mut spec);
+        assert!(bounding(&spec).contains(&Capability::Mknod));
+        spec.set_linux(Some(Linux::default()));
+        forbid_mknod(&mut spec);
+        assert_eq!(bounding(&spec), [Capability::Kill].into());
+    }
+
+    #[test]
+    fn home_is_what_the_images_passwd_says_and_links_stay_inside() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\nredis:x:999:999::/data:/bin/false\n";
+        assert_eq!(home_in(passwd, 999).as_deref(), Some("/data"));
+        assert_eq!(home_in(passwd, 1), None);
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("etc")).unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(outside.path(), passwd).unwrap();
+        std::os::unix::fs::symlink(outside.path(), rootfs.path().join("etc/passwd")).unwrap();
+        assert_eq!(home(rootfs.path(), 0), "/");
+        fs::remove_file(rootfs.path().join("etc/passwd")).unwrap();
+        fs::write(rootfs.path().join("etc/passwd"), passwd).unwrap();
+        assert_eq!(home(rootfs.path(), 0), "/root");
+    }
+
+    #[test]
+    fn user_namespaces_are_refused_and_not_ignored() {
+        let mut spec = Spec::default();
+        let user = LinuxNamespaceBuilder::default()
+            .typ(LinuxNamespaceType::User)
+            .build()
+            .unwrap();
+        let mut linux = Linux::default();
+        linux.set_namespaces(Some(vec![user]));
+        spec.set_linux(Some(linux));
+        let result = complete(
+            &mut spec,
+            Path::new("/r"),
+            &joined(None),
+            "/c".into(),
+            false,
+            POOR,
+        );
+        assert!(matches!(result, Err(RuntimeError::Unsupported { .. })));
+    }
+}

@@ -1,0 +1,15 @@
+//! Tests of the datapath with real sockets: a node is a child cgroup, a network namespace and a folder for pins.
+//!
+//! [`TestNode`] makes one and removes it, also after a failure. [`Probe`] is a process of a node (or beside it) that opens
+//! sockets on command. Needs root; everything has a name of its own, so tests run beside each other.
+
+mod fixture;
+mod node;
+mod probe;
+pub mod protocol;
+
+pub use crate::{
+    fixture::{EMPTY, TARGET, VIP, pod_names, pods, program, servers, spec, tables, tcp, udp, web},
+    node::{NODE, PODS, TestNode},
+    probe::Probe,
+};

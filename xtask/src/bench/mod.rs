@@ -1,0 +1,202 @@
+//! `cargo xtask bench`: figures, each beside its reference in the same run. Pairs and rotates runs, takes medians.
+
+mod api;
+mod container;
+mod control_plane;
+mod cpu;
+pub(crate) mod load;
+mod service;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    build,
+    cluster::{self, Instance, InstanceArgs},
+    setup,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// What to measure.
+    suite: Suite,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Suite {
+    /// A whole node: Services, container start, control plane start, memory, pod start.
+    FirstLight,
+}
+
+/// One measured figure. Identifiers are stable.
+#[derive(Debug, Serialize)]
+struct Figure {
+    id: &'static str,
+    value: f64,
+    unit: &'static str,
+    reference: &'static str,
+    reference_value: f64,
+    ratio: f64,
+    better: Better,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Better {
+    Lower,
+    Higher,
+}
+
+impl Figure {
+    fn new(
+        id: &'static str,
+        (value, unit): (f64, &'static str),
+        (reference, reference_value): (&'static str, f64),
+        better: Better,
+    ) -> Self {
+        Self {
+            id,
+            value,
+            unit,
+            reference,
+            reference_value,
+            ratio: value / reference_value,
+            better,
+        }
+    }
+
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+        } else {
+            println!(
+                "{:<20} {:>10.2} {:<6} {:>10.2} {:>6.2}x  {} ({} is better)",
+                self.id,
+                self.value,
+                self.unit,
+                self.reference_value,
+                self.ratio,
+                self.reference,
+                serde_json::to_string(&self.better)?.trim_matches('"'),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The middle one; the mean of the two middle ones of an even number.
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match (sorted.get(middle.wrapping_sub(1)), sorted.get(middle)) {
+        (Some(below), Some(above)) if sorted.len().is_multiple_of(2) => f64::midpoint(*below, *above),
+        (_, Some(middle)) => *middle,
+        _ => f64::NAN,
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Resident memory of a process, MiB.
+fn rss_mib(pid: i32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: f64 = line
+        .and_then(|l| l.split_whitespace().next())
+        .context("no VmRSS")?
+        .parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// Polls, for what has no event to wait for, as finely as the figure needs.
+fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let start = Instant::now();
+    while !done()? {
+        if start.elapsed() > Duration::from_secs(120) {
+            anyhow::bail!("{what}: not within 120 s");
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    Ok(start.elapsed())
+}
+
+/// A cluster for one bench, taken down when it is dropped.
+struct BenchCluster {
+    instance: Instance,
+    args: InstanceArgs,
+}
+
+impl BenchCluster {
+    fn up() -> Result<Self> {
+        let args = InstanceArgs {
+            name: "skiff-bench".to_owned(),
+            release: true,
+        };
+        cluster::down::run(&args)?;
+        let cluster = Self {
+            instance: Instance::new(&args)?,
+            args,
+        };
+        cluster::up::start_bare(&cluster.instance)?;
+        Ok(cluster)
+    }
+
+    fn daemon_pid(&self) -> Result<i32> {
+        let lock = self.instance.run_dir().join("lock");
+        let text = fs::read_to_string(&lock).with_context(|| lock.display().to_string())?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+impl Drop for BenchCluster {
+    fn drop(&mut self) {
+        if let Err(error) = cluster::down::run(&self.args) {
+            eprintln!("cleaning up: {error:#}");
+        }
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    setup::run()?;
+    let binaries = build::run(true)?;
+    match args.suite {
+        Suite::FirstLight => first_light(&binaries, args.json),
+    }
+}
+
+fn first_light(binaries: &Path, json: bool) -> Result<()> {
+    let show = |figures: Vec<Figure>| figures.iter().try_for_each(|figure| figure.print(json));
+    show(container::start(binaries)?)?;
+    show(control_plane::ready(binaries)?)?;
+    let cluster = BenchCluster::up()?;
+    show(control_plane::memory_idle(&cluster)?)?;
+    show(service::connections(&cluster)?)?;
+    show(control_plane::pods(&cluster)?)?;
+    show(control_plane::application(&cluster)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask test`.
+
+use std::process::Command;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::{check, command, paths, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Classes to run; all of them by default.
+    classes: Vec<Class>,
+}
+
+/// What a test needs, and so where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Class {
+    /// Format, lints, direction of dependencies.
+    Check,
+    /// No privileges, no network: beside the code.
+    Unit,
+    /// Network namespaces, cgroups, real kernel programs, containers: the crates under tests/.
+    System,
+    /// The whole cluster with upstream's kubectl and a real registry.
+    E2e,
+}
+
+/// Sets up, builds and runs them; ends with the runner's own summary.
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    setup::run()?;
+    let wanted = |class| args.classes.is_empty() || args.classes.contains(&class);
+    if wanted(Class::Check) {
+        check::fmt(true)?;
+        check::deps::run()?;
+        check::lint()?;
+    }
+    let filter = filter(&args.classes);
+    if filter.is_empty() {
+        return Ok(());
+    }
+    // The tests under tests/ drive the binaries.
+    command::run(Command::new("cargo").current_dir(paths::root()).args([
+        "build",
+        "--locked",
+        "--workspace",
+    ]))?;
+    command::run(
+        Command::new("cargo")
+            .current_dir(paths::root())
+            .args([
+                "nextest",
+                "run",
+                "--locked",
+                "--workspace",
+                "--no-fail-fast",
+            ])
+            .args(["--filterset", &filter]),
+    )
+}
+
+/// The classes in nextest's filter language; empty if no test is meant.
+fn filter(classes: &[Class]) -> String {
+    if classes.is_empty() {
+        return "all()".to_owned();
+    }
+    let system = "package(/^skiff-tests-/)";
+    let e2e = "package(skiff-tests-e2e)";
+    let mut parts = Vec::new();
+    for class in classes {
+        match class {
+            Class::Check => {}
+            Class::Unit => parts.push(format!("not {system}")),
+            Class::System => parts.push(format!("({system} and not {e2e})")),
+            Class::E2e => parts.push(e2e.to_owned()),
+        }
+    }
+    parts.join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_become_a_filter() {
+        assert_eq!(filter(&[]), "all()");
+        assert_eq!(filter(&[Class::Check]), "");
+        assert_eq!(
+            filter(&[Class::Unit, Class::E2e]),
+            "not package(/^skiff-tests-/) or package(skiff-tests-e2e)"
+        );
+    }
+}
