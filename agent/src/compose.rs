@@ -25,7 +25,7 @@ use skiff_dns::{DnsConfig, DnsServer};
 use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
 use skiff_image::{ImageConfig, ImageStore, RetryPolicy, UnpackLimits};
 use skiff_node::{Node, NodeConfig};
-use skiff_runtime::{RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
+use skiff_runtime::{Runtime, RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
 use skiff_service_proxy::{ProxyConfig, ServiceProxy};
 use skiff_storage::redb::RedbStore;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -35,7 +35,7 @@ use crate::{
     addons,
     config::{DNS_PORT, NodeSettings, UpSettings},
     in_process::{self, LocalKubelet},
-    lock,
+    lock, memory,
     pki::Authority,
     publish::Publisher,
     shutdown,
@@ -50,18 +50,23 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// Runs a one-machine cluster until it is told to end.
 pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let _lock = lock::acquire(&settings.node.run_dir)?;
-    let datapath = prepare_node(&settings.node)?;
-    fs::create_dir_all(&settings.node.data_dir)?;
-    let store = Arc::new(RedbStore::open(&settings.node.data_dir.join("store.redb"))?);
-    let authority = Authority::open(&settings.node.data_dir.join("pki"))?;
-    let tls = authority.server_config(&settings)?;
-
     let listeners = api_listeners(&settings).await?;
     let dns = bind_dns(&settings).await?;
     let mut publishers = Vec::new();
     for publication in settings.publish.clone() {
         publishers.push(Publisher::bind(publication).await?);
     }
+
+    let data_dir = &settings.node.data_dir;
+    fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
+    let store = data_dir.join("store.redb");
+    let store = RedbStore::open(&store).with_context(|| format!("opening {}", store.display()))?;
+    let store = Arc::new(store);
+    let authority = Authority::open(&data_dir.join("pki"))?;
+    let tls = authority.server_config(&settings)?;
+    let images = open_images(&settings.node, Some(&settings.registries_config))?;
+    // Last, because it changes the kernel: pods of an earlier daemon need it even if this one then fails.
+    let datapath = prepare_node(&settings.node)?;
 
     let kubelet = LocalKubelet::new(settings.node.name.clone());
     let api = ApiServer::new(
@@ -84,18 +89,18 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
         let (api, token) = (api.clone(), token.clone());
         async move { Ok(api.run(token).await?) }
     });
+    tasks.spawn({
+        let token = token.clone();
+        async move {
+            memory::trim_loop(token).await;
+            Ok(())
+        }
+    });
     start_control_plane(&router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
     start_proxy(&settings, &router, datapath, &mut tasks, &token)?;
-    let runtime = start_node(&settings, &router, &kubelet, &mut tasks, &token).await?;
-    for publisher in publishers {
-        let client = in_process::client(&router, "system:skiff:publish");
-        let (netns, token) = (settings.node.netns.clone(), token.clone());
-        tasks.spawn(async move {
-            publisher.run(client, netns, token).await;
-            Ok(())
-        });
-    }
+    let runtime = start_node(&settings, images, &router, &kubelet, &mut tasks, &token).await?;
+    start_publishers(publishers, &settings, &router, &mut tasks, &token);
     let kubeconfig = settings.node.admin_kubeconfig();
     authority.write_admin_kubeconfig(&kubeconfig, settings.api_bind)?;
     tracing::info!(node = settings.node.name, kubeconfig = %kubeconfig.display(), "skiff is up");
@@ -110,18 +115,40 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
         }
     );
     token.cancel();
-    let ended = tokio::time::timeout(END_PATIENCE, async {
-        while tasks.join_next().await.is_some() {}
-    });
-    if ended.await.is_err() {
-        tracing::warn!("not everything ended within {END_PATIENCE:?}");
-    }
+    join_all(tasks).await;
     if settings.stop_pods {
         runtime.remove_everything().await?;
     }
     // Queued writes are finished before the lock is given back.
     tokio::task::spawn_blocking(move || store.close()).await?;
     result
+}
+
+/// Waits for the parts to end.
+async fn join_all(mut tasks: JoinSet<Result<()>>) {
+    let ended = tokio::time::timeout(END_PATIENCE, async {
+        while tasks.join_next().await.is_some() {}
+    });
+    if ended.await.is_err() {
+        tracing::warn!("not everything ended within {END_PATIENCE:?}");
+    }
+}
+
+fn start_publishers(
+    publishers: Vec<Publisher>,
+    settings: &UpSettings,
+    router: &Router,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) {
+    for publisher in publishers {
+        let client = in_process::client(router, "system:skiff:publish");
+        let (netns, token) = (settings.node.netns.clone(), token.clone());
+        tasks.spawn(async move {
+            publisher.run(client, netns, token).await;
+            Ok(())
+        });
+    }
 }
 
 /// Joins the node's cgroup and brings its kernel programs up.
@@ -239,6 +266,7 @@ fn start_proxy(
 
 async fn start_node(
     settings: &UpSettings,
+    images: ImageStore,
     router: &Router,
     kubelet: &LocalKubelet,
     tasks: &mut JoinSet<Result<()>>,
@@ -246,7 +274,16 @@ async fn start_node(
 ) -> Result<Arc<ShimRuntime>> {
     let node = &settings.node;
     let runtime = Arc::new(open_runtime(node).await?);
-    let images = open_images(node, Some(&settings.registries_config))?;
+    // What an earlier daemon left half-made has no pod; the node looks after those that have one.
+    let known = runtime
+        .list()
+        .await?
+        .into_iter()
+        .map(|pod| pod.sandbox.config.pod_uid)
+        .collect();
+    if let Err(error) = runtime.sweep(&known).await {
+        tracing::warn!(%error, "removing what no pod owns");
+    }
     install_plugins(node)?;
     let config = NodeConfig {
         node_ip: Some(settings.node_ip.into()),

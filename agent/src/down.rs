@@ -4,13 +4,20 @@ use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{compose, config::NodeSettings, lock};
+use crate::{cli::NodeArgs, compose, config::NodeSettings, lock};
 
 /// How long a running daemon may take to end.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the daemon if it runs and removes pods, network, kernel programs and folders.
-pub(crate) async fn run(settings: NodeSettings) -> Result<()> {
+pub(crate) async fn run(mut args: NodeArgs) -> Result<()> {
+    // A reboot takes the namespace and all that was in it; then there is no network of the node to remove, and the
+    // machine's own must not be taken for it.
+    let network_is_gone = args.node_netns.as_ref().is_some_and(|path| !path.exists());
+    if network_is_gone {
+        args.node_netns = None;
+    }
+    let settings = NodeSettings::try_from(args)?;
     let lock = lock::take_over(&settings.run_dir, DAEMON_PATIENCE)?;
     let mut problems: Vec<String> = Vec::new();
     let mut attempt = |what: &str, result: Result<()>| {
@@ -19,8 +26,11 @@ pub(crate) async fn run(settings: NodeSettings) -> Result<()> {
         }
     };
     attempt("pods", remove_pods(&settings).await);
+    attempt("volumes", remove_volumes(&settings));
     attempt("images", release_images(&settings).await);
-    attempt("network", remove_network(&settings).await);
+    if !network_is_gone {
+        attempt("network", remove_network(&settings).await);
+    }
     attempt(
         "kernel programs",
         skiff_ebpf_loader::teardown(&settings.bpffs_dir).map_err(Into::into),
@@ -39,6 +49,11 @@ pub(crate) async fn run(settings: NodeSettings) -> Result<()> {
 async fn remove_pods(settings: &NodeSettings) -> Result<()> {
     let runtime = compose::open_runtime(settings).await?;
     runtime.remove_everything().await.map_err(Into::into)
+}
+
+/// Unmounts what pods had in memory.
+fn remove_volumes(settings: &NodeSettings) -> Result<()> {
+    skiff_node::remove_volumes(&compose::node_config(settings)).map_err(Into::into)
 }
 
 /// Unmounts containers' root file systems.

@@ -7,6 +7,7 @@ mod config;
 mod down;
 mod in_process;
 mod lock;
+mod memory;
 mod pki;
 mod preflight;
 mod publish;
@@ -17,10 +18,11 @@ use std::{io::IsTerminal, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::{Cli, LogFormat, Verb};
-use config::{NodeSettings, UpSettings};
+use config::UpSettings;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    memory::bound_arenas();
     let cli = Cli::parse();
     let format = match &cli.verb {
         Verb::Up(args) => args.node.log_format,
@@ -46,7 +48,7 @@ fn run(cli: Cli) -> Result<()> {
         .context("starting the async runtime")?;
     match cli.verb {
         Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?)),
-        Verb::Down(args) => runtime.block_on(down::run(NodeSettings::try_from(args)?)),
+        Verb::Down(args) => runtime.block_on(down::run(args)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -12,7 +12,7 @@ use oci_spec::runtime::{
     LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 
 use crate::RuntimeError;
 
@@ -33,6 +33,8 @@ pub(crate) struct JoinedNamespaces {
 /// What this machine lets us do to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Privileges {
+    /// Capabilities that may be handed on: our bounding set. A bit for each of the kernel's numbers.
+    pub capabilities: u64,
     /// `CAP_SYS_RESOURCE`: lower `oom_score_adj`, raise hard limits. Some virtual machines lack it.
     pub sys_resource: bool,
     /// Our own `oom_score_adj`: the lowest to be had without it.
@@ -43,8 +45,11 @@ impl Privileges {
     /// Those of this process.
     pub(crate) fn own() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let set = |name: &str| {
+            let hex = status.lines().find_map(|line| line.strip_prefix(name))?;
+            u64::from_str_radix(hex.trim(), 16).ok()
+        };
+        let effective = set("CapEff:");
         let oom_score_adj = fs::read_to_string("/proc/self/oom_score_adj")
             .ok()
             .and_then(|text| text.trim().parse().ok())
@@ -52,6 +57,7 @@ impl Privileges {
         const CAP_SYS_RESOURCE: u32 = 24;
         let sys_resource = effective.is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0);
         Self {
+            capabilities: set("CapBnd:").unwrap_or(u64::MAX),
             sys_resource,
             oom_score_adj,
         }
@@ -110,7 +116,119 @@ pub(crate) fn complete(
     if !privileges.sys_resource {
         clamp(process, privileges.oom_score_adj);
     }
+    let allowed = |capability: &Capability| {
+        let number = CAPABILITIES.iter().position(|known| known == capability);
+        number.is_none_or(|number| privileges.capabilities & (1 << number) != 0)
+    };
+    retain_capabilities(process, allowed);
+    make_dir(rootfs, process.cwd());
     Ok(())
+}
+
+/// In the order of the kernel's numbers.
+const CAPABILITIES: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// Makes the working directory if the image has none, as other runtimes do. If that cannot be, the engine says so
+/// when it enters it.
+fn make_dir(rootfs: &Path, path: &Path) {
+    let open = |dir: &fs::File, path: &Path| {
+        openat2(
+            dir,
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            // Links in an image are its own: none leads out of it.
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    let Ok(root) = fs::File::open(rootfs) else {
+        return;
+    };
+    let mut parent = None;
+    let mut seen = PathBuf::new();
+    for component in path.components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        seen.push(name);
+        if open(&root, &seen).is_err() {
+            let made = match &parent {
+                Some(parent) => mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+                None => mkdirat(&root, name, Mode::from_raw_mode(0o755)),
+            };
+            if made.is_err() {
+                return;
+            }
+        }
+        parent = open(&root, &seen).ok();
+        if parent.is_none() {
+            return;
+        }
+    }
+}
+
+/// Takes capabilities from all sets of a process.
+fn retain_capabilities(process: &mut Process, keep: impl Fn(&Capability) -> bool) {
+    let Some(mut sets) = process.capabilities().clone() else {
+        return;
+    };
+    let kept = |set: &Option<Capabilities>| {
+        set.as_ref()
+            .map(|set| set.iter().copied().filter(|c| keep(c)).collect())
+    };
+    let (bounding, effective, permitted) = (
+        kept(sets.bounding()),
+        kept(sets.effective()),
+        kept(sets.permitted()),
+    );
+    let (inheritable, ambient) = (kept(sets.inheritable()), kept(sets.ambient()));
+    sets.set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted);
+    sets.set_inheritable(inheritable).set_ambient(ambient);
+    process.set_capabilities(Some(sets));
 }
 
 /// The home directory of `uid` by the image's own `/etc/passwd`; `/` if it says nothing.
@@ -169,28 +287,7 @@ pub(crate) fn forbid_mknod(spec: &mut Spec) {
     let Some(process) = spec.process_mut() else {
         return;
     };
-    let Some(mut sets) = process.capabilities().clone() else {
-        return;
-    };
-    let without = |set: &Option<Capabilities>| {
-        set.as_ref().map(|set| {
-            set.iter()
-                .copied()
-                .filter(|c| *c != Capability::Mknod)
-                .collect()
-        })
-    };
-    let (bounding, effective, permitted) = (
-        without(sets.bounding()),
-        without(sets.effective()),
-        without(sets.permitted()),
-    );
-    let (inheritable, ambient) = (without(sets.inheritable()), without(sets.ambient()));
-    sets.set_bounding(bounding)
-        .set_effective(effective)
-        .set_permitted(permitted);
-    sets.set_inheritable(inheritable).set_ambient(ambient);
-    process.set_capabilities(Some(sets));
+    retain_capabilities(process, |capability| *capability != Capability::Mknod);
 }
 
 fn sandbox_namespaces(
@@ -313,6 +410,7 @@ mod tests {
     }
 
     const POOR: Privileges = Privileges {
+        capabilities: !(1 << 24),
         sys_resource: false,
         oom_score_adj: 0,
     };
@@ -373,11 +471,37 @@ mod tests {
             &mut spec,
             None,
             Privileges {
+                capabilities: u64::MAX,
                 sys_resource: true,
                 oom_score_adj: 0,
             },
         );
         assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(-997));
+    }
+
+    #[test]
+    fn capabilities_that_are_not_ours_to_give_are_left_out() {
+        let mut spec = Spec::default();
+        let mut sets = LinuxCapabilities::default();
+        let wanted = Capabilities::from([Capability::SysResource, Capability::Bpf]);
+        sets.set_effective(Some(wanted));
+        let process = spec.process_mut().as_mut().unwrap();
+        process.set_capabilities(Some(sets));
+        completed(&mut spec, None, POOR);
+        let sets = spec.process().as_ref().unwrap().capabilities().clone();
+        let effective = sets.unwrap().effective().clone();
+        assert_eq!(effective, Some([Capability::Bpf].into()));
+    }
+
+    #[test]
+    fn a_missing_working_directory_is_made_inside_the_image() {
+        let rootfs = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        make_dir(rootfs.path(), Path::new("/a/b/c"));
+        assert!(rootfs.path().join("a/b/c").is_dir());
+        std::os::unix::fs::symlink(outside.path(), rootfs.path().join("link")).unwrap();
+        make_dir(rootfs.path(), Path::new("/link/x"));
+        assert!(!outside.path().join("x").exists());
     }
 
     #[test]

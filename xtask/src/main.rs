@@ -74,7 +74,11 @@ fn main() -> Result<()> {
         Verb::Setup => setup::run(),
         Verb::Build { release } => build::run(release).map(drop),
         Verb::Up(args) => cluster::up::run(&args),
-        Verb::Down(args) => cluster::down::run(&args),
+        Verb::Down(args) => {
+            cluster::down::run(&args)?;
+            println!("cluster {} is gone", args.name);
+            Ok(())
+        }
         Verb::NodeExec(args) => cluster::node_exec::run(&args),
         Verb::PushImages { registry } => images::build_and_push(&registry),
         Verb::Test(args) => test::run(&args),

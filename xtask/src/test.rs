@@ -18,7 +18,7 @@ pub(crate) struct TestArgs {
 enum Class {
     /// Format, lints, direction of dependencies.
     Check,
-    /// No privileges, no network: beside the code.
+    /// Beside the code: no namespaces, cgroups or kernel programs. Some mount overlays.
     Unit,
     /// Network namespaces, cgroups, real kernel programs, containers: the crates under tests/.
     System,

@@ -1,7 +1,11 @@
 //! Who is asking.
 
-use http::Extensions;
+use http::{Extensions, HeaderMap};
+use skiff_api::resource::GroupResource;
+use skiff_api::status::ApiStatus;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::failure::Failure;
 
 /// Group of everyone who may do everything.
 pub(crate) const MASTERS: &str = "system:masters";
@@ -63,12 +67,73 @@ impl UserInfo {
 #[derive(Debug, Clone)]
 pub(crate) struct Remote;
 
-/// The user of a request.
-pub(crate) fn authenticate(extensions: &Extensions) -> UserInfo {
-    extensions
+/// The user of a request: whoever sends it, or whom an administrator asks to be taken for.
+pub(crate) fn authenticate(
+    extensions: &Extensions,
+    headers: &HeaderMap,
+) -> Result<UserInfo, Failure> {
+    let sender = extensions
         .get::<UserInfo>()
         .cloned()
-        .unwrap_or_else(UserInfo::anonymous)
+        .unwrap_or_else(UserInfo::anonymous);
+    impersonated(&sender, headers).map(|user| user.unwrap_or(sender))
+}
+
+/// `kubectl --as`: only who may do everything may do it as somebody else.
+fn impersonated(sender: &UserInfo, headers: &HeaderMap) -> Result<Option<UserInfo>, Failure> {
+    let values = |name: &str| -> Vec<String> {
+        let all = headers.get_all(name).iter();
+        all.filter_map(|value| value.to_str().ok().map(str::to_owned))
+            .collect()
+    };
+    let names = values("impersonate-user");
+    let Some(name) = names.first().filter(|name| !name.is_empty()) else {
+        let orphan = headers
+            .keys()
+            .find(|key| key.as_str().starts_with("impersonate-"));
+        return match orphan {
+            None => Ok(None),
+            Some(header) => Err(ApiStatus::bad_request(format!(
+                "requested {header} without impersonating a user"
+            ))
+            .into()),
+        };
+    };
+    if sender.is_anonymous() {
+        return Err(ApiStatus::unauthorized().into());
+    }
+    if !sender.is_in(MASTERS) {
+        let users = GroupResource {
+            group: "",
+            resource: "users",
+        };
+        let why = format!(
+            "User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+            sender.name
+        );
+        return Err(ApiStatus::forbidden(users, name, &why).into());
+    }
+    let mut groups = values("impersonate-group");
+    if groups.is_empty()
+        && let Some((namespace, _)) = name
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|rest| rest.split_once(':'))
+    {
+        groups.push("system:serviceaccounts".to_owned());
+        groups.push(format!("system:serviceaccounts:{namespace}"));
+    }
+    let every = if name == ANONYMOUS {
+        "system:unauthenticated"
+    } else {
+        "system:authenticated"
+    };
+    if !groups.iter().any(|group| group == every) {
+        groups.push(every.to_owned());
+    }
+    Ok(Some(UserInfo {
+        name: name.clone(),
+        groups,
+    }))
 }
 
 /// Whether the request came from within this process.
@@ -82,8 +147,29 @@ mod tests {
 
     #[test]
     fn without_credentials_one_is_anonymous() {
-        assert!(authenticate(&Extensions::new()).is_anonymous());
+        let user = authenticate(&Extensions::new(), &HeaderMap::new()).unwrap();
+        assert!(user.is_anonymous());
         assert!(UserInfo::from_certificate(b"no certificate").is_none());
+    }
+
+    #[test]
+    fn only_administrators_may_be_taken_for_others() {
+        let admin = UserInfo {
+            name: "kubernetes-admin".to_owned(),
+            groups: vec![MASTERS.to_owned()],
+        };
+        let jane = UserInfo::component("jane");
+        let mut headers = HeaderMap::new();
+        assert_eq!(impersonated(&jane, &headers).unwrap(), None);
+        headers.insert("impersonate-group", "dev".parse().unwrap());
+        assert_eq!(impersonated(&admin, &headers).unwrap_err().code, 400);
+        headers.insert("impersonate-user", "bob".parse().unwrap());
+        assert_eq!(impersonated(&jane, &headers).unwrap_err().code, 403);
+        let nobody = UserInfo::anonymous();
+        assert_eq!(impersonated(&nobody, &headers).unwrap_err().code, 401);
+        let bob = impersonated(&admin, &headers).unwrap().unwrap();
+        assert_eq!(bob.name, "bob");
+        assert_eq!(bob.groups, ["dev", "system:authenticated"]);
     }
 
     #[test]

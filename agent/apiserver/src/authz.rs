@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::request_info::ResourceRequest;
 
 /// Paths that need no credentials.
-const PUBLIC: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
+pub(crate) const PUBLIC: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]

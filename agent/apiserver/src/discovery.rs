@@ -9,6 +9,7 @@ use skiff_api::status::ApiStatus;
 use crate::failure::Failure;
 use crate::negotiate::{self, Representation};
 use crate::respond;
+use crate::reviews::{self, REVIEWS, Review};
 
 /// Subresources that the table knows and this server does not serve.
 const UNSERVED: &[(&str, &str)] = &[
@@ -93,6 +94,15 @@ pub(crate) fn resources(group: &str, version: &str) -> Result<Response, Failure>
             list.push(entry);
         }
     }
+    for review in reviews_of(group, version) {
+        list.push(json!({
+            "name": review.plural,
+            "singularName": review.singular,
+            "namespaced": false,
+            "kind": review.kind,
+            "verbs": ["create"],
+        }));
+    }
     if list.is_empty() {
         return Err(ApiStatus::unknown_path().into());
     }
@@ -111,7 +121,7 @@ pub(crate) fn paths() -> Vec<String> {
         .into_iter()
         .map(str::to_owned)
         .collect();
-    for (group, version) in Registry::group_versions().filter(|(group, _)| !group.is_empty()) {
+    for (group, version) in group_versions().filter(|(group, _)| !group.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
     }
@@ -128,9 +138,23 @@ pub(crate) fn paths() -> Vec<String> {
     paths
 }
 
+/// Those with stored objects, then those that only answer questions.
+fn group_versions() -> impl Iterator<Item = (&'static str, &'static str)> {
+    Registry::group_versions().chain(reviews::GROUPS.map(|group| (group, reviews::VERSION)))
+}
+
+fn reviews_of<'a>(
+    group: &'a str,
+    version: &'a str,
+) -> impl Iterator<Item = &'static Review> + use<'a> {
+    REVIEWS
+        .iter()
+        .filter(move |review| review.group == group && version == reviews::VERSION)
+}
+
 fn group_names() -> impl Iterator<Item = &'static str> {
     let mut last = None;
-    Registry::group_versions()
+    group_versions()
         .map(|(group, _)| group)
         .filter(move |group| last.replace(*group) != Some(*group))
 }
@@ -148,7 +172,7 @@ fn group_version(group: &str, version: &str) -> String {
 }
 
 fn group_value(name: &str) -> Value {
-    let versions: Vec<Value> = Registry::group_versions()
+    let versions: Vec<Value> = group_versions()
         .filter(|(group, _)| *group == name)
         .map(|(_, version)| json!({"groupVersion": group_version(name, version), "version": version}))
         .collect();
@@ -192,15 +216,26 @@ fn aggregated_resource(resource: &Resource) -> Value {
     entry
 }
 
+fn aggregated_review(review: &Review) -> Value {
+    json!({
+        "resource": review.plural,
+        "responseKind": response_kind(review.group, reviews::VERSION, review.kind),
+        "scope": "Cluster",
+        "singularResource": review.singular,
+        "verbs": ["create"],
+    })
+}
+
 fn aggregated(version: &str, wanted: impl Fn(&str) -> bool) -> Response {
     let items: Vec<Value> = group_names()
         .filter(|group| wanted(group))
         .map(|group| {
-            let versions: Vec<Value> = Registry::group_versions()
+            let versions: Vec<Value> = group_versions()
                 .filter(|(g, _)| *g == group)
                 .map(|(_, version)| {
-                    let resources: Vec<Value> =
-                        of(group, version).map(aggregated_resource).collect();
+                    let stored = of(group, version).map(aggregated_resource);
+                    let asked = reviews_of(group, version).map(aggregated_review);
+                    let resources: Vec<Value> = stored.chain(asked).collect();
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();

@@ -27,6 +27,7 @@ mod protobuf;
 mod query;
 mod request_info;
 mod respond;
+mod reviews;
 mod router;
 mod selection;
 mod server;

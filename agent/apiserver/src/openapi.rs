@@ -32,6 +32,9 @@ pub(crate) async fn serve(
     if path != "/openapi/v2" && path != "/openapi/v3" && !path.starts_with("/openapi/v3/") {
         return None;
     }
+    if path == "/openapi/v2" && asks_for_protobuf(headers) {
+        return Some(Ok(v2_protobuf()));
+    }
     if let Err(failure) = negotiate::objects(headers) {
         return Some(Err(failure));
     }
@@ -55,6 +58,30 @@ pub(crate) async fn serve(
         }
     };
     Some(respond_with(headers, &compressed))
+}
+
+/// The only form of v2 that client-go reads, as it asks for it and as it is called: `@` may not stand in a
+/// media type.
+const V2_PROTOBUF: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+];
+
+fn asks_for_protobuf(headers: &HeaderMap) -> bool {
+    let accepts = headers.get_all(header::ACCEPT).iter();
+    let mut clauses = accepts
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    clauses.any(|clause| V2_PROTOBUF.contains(&clause.trim()))
+}
+
+fn v2_protobuf() -> Response {
+    let mut response = respond::text(StatusCode::OK, openapi::v2_document_protobuf());
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(V2_PROTOBUF[1]),
+    );
+    response
 }
 
 fn make(path: &str) -> Option<std::io::Result<Bytes>> {

@@ -21,7 +21,7 @@ use crate::server::Core;
 use crate::subresources::{binding, connect, eviction, finalize, scale};
 use crate::verbs::prepare::Part;
 use crate::verbs::{create, delete, delete_collection, get, list, patch, update, watch};
-use crate::{authn, discovery, health, metrics, openapi, respond};
+use crate::{authn, discovery, health, metrics, openapi, respond, reviews};
 
 /// The service. Paths are read by [`Target`], so there is one handler for all of them.
 pub(crate) fn router(core: Arc<Core>) -> Router {
@@ -63,7 +63,7 @@ async fn other(
     request: &Parts,
 ) -> Result<Response, Failure> {
     let (path, headers) = (request.uri.path(), &request.headers);
-    let user = authn::authenticate(&request.extensions);
+    let user = authn::authenticate(&request.extensions, headers)?;
     let verb = request.method.as_str().to_ascii_lowercase();
     authz::authorize(
         &user,
@@ -110,8 +110,12 @@ async fn objects(
     verb: &'static str,
     request: Request,
 ) -> Result<Response, Failure> {
-    let user = authn::authenticate(request.extensions());
+    let user = authn::authenticate(request.extensions(), request.headers())?;
     let local = authn::is_local(request.extensions());
+    if let Some(review) = reviews::find(verb, &info) {
+        let (parts, body) = request.into_parts();
+        return reviews::answer(review, &user, local, &parts.headers, body).await;
+    }
     authz::authorize(&user, local, Action::Resource(verb, &info))?;
     let resource = resource.ok_or_else(|| Failure::from(ApiStatus::unknown_path()))?;
     if !resource.namespaced && !info.namespace.is_empty() {

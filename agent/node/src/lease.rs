@@ -65,3 +65,25 @@ async fn renew(ctx: &NodeContext, now: Timestamp) -> kube::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNode;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_is_made_and_renewed_every_ten_seconds() {
+        let node = TestNode::new().await;
+        let path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
+        let task = tokio::spawn(lease_loop(Arc::clone(&node.context), node.token.clone()));
+        node.api.until("lease", |api| api.get(path).is_some()).await;
+        let spec = |field: &str| node.api.get(path).unwrap()["spec"][field].clone();
+        assert_eq!(spec("holderIdentity"), "n1");
+        assert_eq!(spec("leaseDurationSeconds"), 40);
+        let first = spec("renewTime");
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_ne!(spec("renewTime"), first);
+        node.token.cancel();
+        task.await.unwrap();
+    }
+}

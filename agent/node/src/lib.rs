@@ -41,3 +41,4 @@ mod volumes;
 pub use crate::config::NodeConfig;
 pub use crate::network::{TeardownError, remove_network};
 pub use crate::node::{Node, NodeError};
+pub use crate::volumes::remove_volumes;

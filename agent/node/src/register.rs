@@ -353,3 +353,81 @@ fn node_info() -> NodeSystemInfo {
         swap: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNode;
+
+    const PATH: &str = "/api/v1/nodes/n1";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_registers_itself_with_a_pod_range() {
+        let node = TestNode::new().await;
+        let cidr = register(&node.context, &node.token).await.unwrap();
+        assert_eq!(cidr.to_string(), "10.244.0.0/24");
+        let object = node.api.get(PATH).unwrap();
+        assert_eq!(object["spec"]["podCIDR"], "10.244.0.0/24");
+        assert_eq!(object["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
+        assert_eq!(object["metadata"]["labels"]["kubernetes.io/os"], "linux");
+        let status = &object["status"];
+        assert_eq!(status["capacity"]["cpu"], "4");
+        assert_eq!(status["allocatable"]["pods"], "110");
+        assert_eq!(
+            status["addresses"],
+            json!([{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "Hostname", "address": "n1"}])
+        );
+        let conditions = status["conditions"].as_array().unwrap();
+        let kinds: Vec<&str> = conditions
+            .iter()
+            .filter_map(|c| c["type"].as_str())
+            .collect();
+        assert_eq!(
+            kinds,
+            ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"]
+        );
+        assert_eq!(conditions[3]["status"], "True");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_range_that_the_node_has_is_kept() {
+        let node = TestNode::new().await;
+        let spec = json!({"podCIDR": "10.244.7.0/24"});
+        node.api
+            .put(PATH, json!({"metadata": {"name": "n1"}, "spec": spec}));
+        let cidr = register(&node.context, &node.token).await.unwrap();
+        assert_eq!(cidr.to_string(), "10.244.7.0/24");
+        assert_eq!(
+            node.api.get(PATH).unwrap()["spec"]["podCIDR"],
+            "10.244.7.0/24"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_status_is_written_at_intervals_and_the_node_made_anew_if_it_is_gone() {
+        let node = TestNode::new().await;
+        register(&node.context, &node.token).await.unwrap();
+        let task = tokio::spawn(status_loop(Arc::clone(&node.context), node.token.clone()));
+        let patches = || {
+            let requests = node.api.requests();
+            requests
+                .iter()
+                .filter(|r| *r == "PATCH /api/v1/nodes/n1/status")
+                .count()
+        };
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert!(
+            patches() <= 3,
+            "unchanged, so hardly written: {}",
+            patches()
+        );
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert!(patches() >= 3, "{}", patches());
+        node.api.remove(PATH);
+        node.api
+            .until("registration", |api| api.get(PATH).is_some())
+            .await;
+        node.token.cancel();
+        task.await.unwrap();
+    }
+}

@@ -338,7 +338,11 @@ pub(crate) fn select(pod: &PodInfo, cache: &mut Cache) -> Result<String, String>
                     break;
                 }
             }
-            Err(rejection) => *rejections.entry(rejection).or_default() += 1,
+            Err(found) => {
+                for rejection in found {
+                    *rejections.entry(rejection).or_default() += 1;
+                }
+            }
         }
     }
     let chosen = score::choose(pod, nodes, &fitting, start);

@@ -5,6 +5,12 @@
     reason = "an integration test file is a test module"
 )]
 #![allow(missing_docs, reason = "tests document themselves by name")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "cases are functions that tests call"
+)]
 
 use std::{future::Future, sync::Arc, time::Duration};
 

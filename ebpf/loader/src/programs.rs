@@ -157,7 +157,7 @@ fn explain(program: &'static str, source: ProgramError) -> DatapathError {
     }
 }
 
-/// The ids of the programs at a cgroup itself, of all hooks together: for tests and `skiff` diagnostics.
+/// The ids of the programs at a cgroup itself, of all hooks together: for tests.
 ///
 /// # Errors
 /// [`DatapathError`] if the cgroup cannot be opened or asked.

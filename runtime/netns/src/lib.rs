@@ -1,9 +1,9 @@
 //! Network, IPC and UTS namespaces: making, pinning, entering and unpinning them.
 //!
-//! The only crate that calls `setns` and `unshare`. Both happen on a thread made for the purpose, which ends
-//! with the work: no other work ever runs in the wrong namespace. A node is a network namespace too (a parameter,
-//! never an assumption): [`NodeNetns`] is either the machine's own or a pinned one, and whatever makes a socket,
-//! a link or a rule for the node goes through it.
+//! The only crate of the daemon that calls `setns` and `unshare`; the shim enters its containers by itself. Both
+//! happen on a thread made for the purpose, which ends with the work: no other work ever runs in the wrong
+//! namespace. A node is a network namespace too (a parameter, never an assumption): [`NodeNetns`] is either the
+//! machine's own or a pinned one, and whatever makes a socket, a link or a rule for the node goes through it.
 //!
 //! A pinned namespace is a bind mount of its `/proc` file, as `ip netns` makes them: it lives until
 //! [`delete_pinned`], with or without processes in it.

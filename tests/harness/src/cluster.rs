@@ -36,8 +36,11 @@ fn root() -> PathBuf {
     manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
 }
 
-/// The test binaries lie in `<profile>/deps`, ours one above.
-fn binary(name: &str) -> Result<PathBuf> {
+/// Path of a binary of ours. The test binaries lie in `<profile>/deps`, ours one above.
+///
+/// # Errors
+/// If it is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let dir = test
         .ancestors()
@@ -140,13 +143,22 @@ impl Cluster {
         Ok(pid)
     }
 
+    /// Command line of the daemon.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn daemon_command(&self) -> Result<Vec<String>> {
+        let command = fs::read_to_string(format!("/proc/{}/cmdline", self.daemon_pid()?))?;
+        Ok(command.split_terminator('\0').map(str::to_owned).collect())
+    }
+
     /// Kills the daemon as a crash would. Returns the command line to start it again with.
     ///
     /// # Errors
     /// If it does not run.
     pub fn kill_daemon(&self) -> Result<Vec<String>> {
         let pid = self.daemon_pid()?;
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let command = self.daemon_command()?;
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         eventually(
             "the daemon's end",
@@ -154,7 +166,7 @@ impl Cluster {
             || Ok(fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()),
             String::is_empty,
         )?;
-        Ok(command.split_terminator('\0').map(str::to_owned).collect())
+        Ok(command)
     }
 
     /// Starts the daemon again and waits until it is ready.

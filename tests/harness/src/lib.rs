@@ -3,6 +3,7 @@
 
 mod cluster;
 mod leftovers;
+pub mod scene;
 
 use std::{
     fmt::Debug,
@@ -13,7 +14,7 @@ use std::{
 use anyhow::{Result, bail};
 
 pub use crate::{
-    cluster::{Cluster, Kubectl},
+    cluster::{Cluster, Kubectl, binary},
     leftovers::leftovers,
 };
 

@@ -1,4 +1,5 @@
-//! Time from the request to a running container, beside `runc` on the same spec in rotated runs. Medians.
+//! Time from the request to a running container, beside `runc` and `crun` on the same bundle in rotated runs.
+//! One `name median` a line, milliseconds; memory in KiB. `cargo xtask bench first-light` reads it.
 //!
 //! `cargo run -p skiff-tests-runtime --example start_time [RUNS]`
 
@@ -21,7 +22,8 @@ async fn main() -> Result<()> {
         .nth(1)
         .map_or(Ok(50), |text| text.parse())?;
     let node = Node::new("bench").await?;
-    let (mut alone, mut whole, mut runc, mut removal) = (vec![], vec![], vec![], vec![]);
+    let (mut alone, mut whole, mut removal) = (vec![], vec![], vec![]);
+    let (mut runc, mut crun) = (vec![], vec![]);
     for run in 0..runs {
         let uid = format!("u{run}");
         let begin = Instant::now();
@@ -40,23 +42,25 @@ async fn main() -> Result<()> {
         node.runtime().remove_container(&id).await?;
         node.runtime().remove_sandbox(&uid).await?;
         removal.push(begin.elapsed());
-        runc.push(run_runc(&node.dir().join("bundle"), &spec, run)?);
+        let bundle = node.dir().join("bundle");
+        spec_on_disk(&bundle, &spec)?;
+        runc.push(run_peer("runc", &bundle, run)?);
+        crun.push(run_peer("crun", &bundle, run)?);
+        remove_peer_cgroups()?;
     }
     for (what, times) in [
-        ("start container in a sandbox", &mut alone),
-        ("make sandbox and start container", &mut whole),
-        ("runc run --detach, same spec", &mut runc),
-        ("stop and remove container and sandbox", &mut removal),
+        ("start-in-sandbox", &mut alone),
+        ("sandbox-and-start", &mut whole),
+        ("runc", &mut runc),
+        ("crun", &mut crun),
+        ("remove-all", &mut removal),
     ] {
         times.sort();
         let median = times.get(times.len() / 2).context("no runs")?;
-        println!("{what}: {:.1} ms", median.as_secs_f64() * 1000.0);
+        println!("{what} {:.2}", median.as_secs_f64() * 1000.0);
     }
-    println!("memory of a shim: {}", shims_memory(&node, 1).await?);
-    println!(
-        "memory of each of ten shims: {}",
-        shims_memory(&node, 10).await?
-    );
+    println!("shim-pss {}", shims_memory(&node, 1).await?);
+    println!("shim-pss-of-ten {}", shims_memory(&node, 10).await?);
     Ok(())
 }
 
@@ -85,44 +89,69 @@ fn bundle_spec(config: &ContainerConfig, run: usize) -> Result<Spec> {
     Ok(spec)
 }
 
-fn run_runc(bundle: &Path, spec: &Spec, run: usize) -> Result<Duration> {
+fn spec_on_disk(bundle: &Path, spec: &Spec) -> Result<()> {
     fs::create_dir_all(bundle)?;
-    spec.save(bundle.join("config.json"))?;
-    let id = format!("skiff-bench-{run}");
-    let root = bundle.join("state");
-    let runc = |arguments: &[&str]| {
-        let mut command = Command::new("runc");
-        command
-            .arg("--root")
-            .arg(&root)
-            .args(arguments)
-            .current_dir(bundle);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .status()
-    };
+    Ok(spec.save(bundle.join("config.json"))?)
+}
+
+/// A command that runs a runtime where no second cgroup hierarchy is seen: crun refuses hybrid cgroups. Both peers run
+/// so.
+fn peer(name: &str, bundle: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command.arg("umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"");
+    command
+        .arg("sh")
+        .arg(name)
+        .arg("--root")
+        .arg(bundle.join(name))
+        .current_dir(bundle);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit());
+    command
+}
+
+/// What a peer's wrapper takes by itself, to be subtracted.
+fn wrapper_time(bundle: &Path) -> Result<Duration> {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command
+        .arg("umount /sys/fs/cgroup/unified 2>/dev/null; exec true")
+        .current_dir(bundle);
     let begin = Instant::now();
-    let status = runc(&["run", "--detach", &id])?;
+    ensure!(command.status()?.success(), "unshare failed");
+    Ok(begin.elapsed())
+}
+
+fn run_peer(name: &str, bundle: &Path, run: usize) -> Result<Duration> {
+    let wrapper = wrapper_time(bundle)?;
+    let id = format!("skiff-bench-{run}");
+    let begin = Instant::now();
+    let status = peer(name, bundle).args(["run", "--detach", &id]).status()?;
     let time = begin.elapsed();
-    ensure!(status.success(), "runc failed");
-    ensure!(
-        runc(&["delete", "--force", &id])?.success(),
-        "runc does not delete"
-    );
+    ensure!(status.success(), "{name} failed");
+    let deleted = peer(name, bundle)
+        .args(["delete", "--force", &id])
+        .status()?;
+    ensure!(deleted.success(), "{name} does not delete");
+    Ok(time.saturating_sub(wrapper))
+}
+
+fn remove_peer_cgroups() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     for line in mounts.lines().filter(|line| line.contains(" - cgroup")) {
         if let Some(mount) = line.split(' ').nth(4) {
             fs::remove_dir(Path::new(mount).join("skiff-bench")).ok();
         }
     }
-    Ok(time)
+    Ok(())
 }
 
-/// Proportional memory per shim while `count` pods run one container each.
-async fn shims_memory(node: &Node, count: u64) -> Result<String> {
-    let (mut pss, mut anonymous) = (0, 0);
+/// Proportional memory per shim, KiB, while `count` pods run one container each.
+async fn shims_memory(node: &Node, count: u64) -> Result<u64> {
+    let mut pss = 0;
     for number in 0..count {
         let uid = format!("m{number}");
         node.sandbox(&uid).await?;
@@ -134,22 +163,14 @@ async fn shims_memory(node: &Node, count: u64) -> Result<String> {
         let uid = format!("m{number}");
         let pid = fs::read_to_string(node.run_dir().join("pods").join(&uid).join("shim.pid"))?;
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.trim()))?;
-        let value = |name: &str| -> Result<u64> {
-            let line = rollup
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .context("no value")?;
-            Ok(line.trim().trim_end_matches(" kB").parse()?)
-        };
-        pss += value("Pss:")?;
-        anonymous += value("Pss_Anon:")?;
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss:"))
+            .context("no Pss")?;
+        pss += line.trim().trim_end_matches(" kB").parse::<u64>()?;
     }
     for number in 0..count {
         node.runtime().remove_sandbox(&format!("m{number}")).await?;
     }
-    Ok(format!(
-        "PSS {} KiB, anonymous {} KiB",
-        pss / count,
-        anonymous / count
-    ))
+    Ok(pss / count)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -29,7 +29,7 @@ fn answers(url: &str) -> bool {
 }
 
 /// Start of the daemon to `/readyz`, beside etcd's start to `/health`: upstream's control plane cannot be quicker.
-pub(super) fn ready(_binaries: &Path) -> Result<Vec<Figure>> {
+pub(super) fn ready() -> Result<Vec<Figure>> {
     let args = InstanceArgs {
         name: "skiff-bench".to_owned(),
         release: true,
@@ -129,7 +129,7 @@ fn is_ready(event: &Value) -> bool {
 }
 
 /// Pod create to Ready with the image present, and memory with ten pods; beside one bare `runc run`.
-pub(super) fn pods(cluster: &BenchCluster) -> Result<Vec<Figure>> {
+pub(super) fn pods(cluster: &BenchCluster, runc_ms: f64) -> Result<Vec<Figure>> {
     let api = Proxy::start(&cluster.instance)?;
     let pods = "/api/v1/namespaces/default/pods";
     let mut times = Vec::new();
@@ -155,7 +155,7 @@ pub(super) fn pods(cluster: &BenchCluster) -> Result<Vec<Figure>> {
         Figure::new(
             "pod-ready-ms",
             (median(&times), "ms"),
-            ("a container by runc alone", super::container::runc_start()?),
+            ("a container by runc alone", runc_ms),
             Better::Lower,
         ),
         Figure::new(
@@ -212,9 +212,10 @@ pub(super) fn application(cluster: &BenchCluster) -> Result<Vec<Figure>> {
     )])
 }
 
-/// The page's own start: its process, in a network namespace made by hand, to the first answer (an error page, for
-/// there is no database).
+/// The page's own start: its process under the manifest's CPU limit, in a network namespace made by hand, to the first
+/// answer (an error page, for there is no database).
 fn process_alone(cluster: &BenchCluster) -> Result<f64> {
+    let limit = CpuLimit::new()?;
     let rootfs = crate::images::unpack_front(&cluster.instance.run_dir().join("front-rootfs"))?;
     let mut times = Vec::new();
     for _ in 0..3 {
@@ -223,10 +224,11 @@ fn process_alone(cluster: &BenchCluster) -> Result<f64> {
             .args(["--net", "--pid", "--fork", "--kill-child", "sh", "-c"])
             .arg(
                 "ip link set lo up; \
-                 chroot \"$0\" /usr/bin/python3 -u /app/main.py >/dev/null 2>&1 & \
+                 (echo 0 > \"$1/cgroup.procs\"; exec chroot \"$0\" /usr/bin/python3 -u /app/main.py) >/dev/null 2>&1 & \
                  until curl -s -o /dev/null --max-time 5 http://127.0.0.1/; do sleep 0.005; done",
             )
             .arg(&rootfs)
+            .arg(&limit.0)
             .env("REDIS", "127.0.0.1")
             .stdin(Stdio::null())
             .spawn()?;
@@ -235,4 +237,35 @@ fn process_alone(cluster: &BenchCluster) -> Result<f64> {
     }
     fs::remove_dir_all(rootfs)?;
     Ok(median(&times))
+}
+
+/// A cgroup with the CPU limit of the manifest's containers, a quarter of a core; removed on drop.
+struct CpuLimit(PathBuf);
+
+impl CpuLimit {
+    fn new() -> Result<Self> {
+        let v1 = Path::new("/sys/fs/cgroup/cpu");
+        let (parent, file, limit) = if v1.exists() {
+            (v1, "cpu.cfs_quota_us", "25000")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "cpu.max", "25000 100000")
+        };
+        let dir = parent.join("skiff-bench-reference");
+        fs::create_dir_all(&dir)?;
+        let cgroup = Self(dir);
+        fs::write(cgroup.0.join(file), limit).context("limiting the reference's CPU time")?;
+        Ok(cgroup)
+    }
+}
+
+impl Drop for CpuLimit {
+    fn drop(&mut self) {
+        let gone = wait_until(
+            "the reference's end",
+            || Ok(fs::remove_dir(&self.0).is_ok()),
+        );
+        if let Err(error) = gone {
+            eprintln!("removing {}: {error:#}", self.0.display());
+        }
+    }
 }

@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::{
     build,
     cluster::{self, Instance, InstanceArgs},
-    setup,
+    paths, setup,
 };
 
 #[derive(Debug, Args)]
@@ -30,6 +30,9 @@ pub(crate) struct BenchArgs {
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
+    /// Expect set-up and an optimised build to have been done.
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,7 +103,9 @@ fn median(samples: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     match (sorted.get(middle.wrapping_sub(1)), sorted.get(middle)) {
-        (Some(below), Some(above)) if sorted.len().is_multiple_of(2) => f64::midpoint(*below, *above),
+        (Some(below), Some(above)) if sorted.len().is_multiple_of(2) => {
+            f64::midpoint(*below, *above)
+        }
         (_, Some(middle)) => *middle,
         _ => f64::NAN,
     }
@@ -171,8 +176,12 @@ impl Drop for BenchCluster {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    setup::run()?;
-    let binaries = build::run(true)?;
+    if !args.no_build {
+        setup::run()?;
+        build::run(true)?;
+        container::Starts::build()?;
+    }
+    let binaries = paths::binaries(true);
     match args.suite {
         Suite::FirstLight => first_light(&binaries, args.json),
     }
@@ -180,12 +189,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 
 fn first_light(binaries: &Path, json: bool) -> Result<()> {
     let show = |figures: Vec<Figure>| figures.iter().try_for_each(|figure| figure.print(json));
-    show(container::start(binaries)?)?;
-    show(control_plane::ready(binaries)?)?;
+    let starts = container::Starts::measure(binaries)?;
+    show(starts.figures()?)?;
+    show(control_plane::ready()?)?;
     let cluster = BenchCluster::up()?;
     show(control_plane::memory_idle(&cluster)?)?;
     show(service::connections(&cluster)?)?;
-    show(control_plane::pods(&cluster)?)?;
+    show(control_plane::pods(&cluster, starts.runc()?)?)?;
     show(control_plane::application(&cluster)?)
 }
 

@@ -42,6 +42,5 @@ pub(crate) fn run(args: &InstanceArgs) -> Result<()> {
             problems.join("\n")
         );
     }
-    println!("cluster {} is gone", instance.name);
     Ok(())
 }

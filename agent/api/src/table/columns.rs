@@ -75,6 +75,12 @@ const POD: &[Column] = &[
         "Conditions, beyond its containers, that the pod needs to be ready.",
     ),
 ];
+const SCALE: &[Column] = &[
+    NAME,
+    number("Desired", "Number of desired pods."),
+    number("Available", "Number of pods that there are."),
+    AGE,
+];
 const DEPLOYMENT: &[Column] = &[
     NAME,
     text("Ready", "Number of the pod with ready state"),
@@ -202,7 +208,16 @@ pub(super) fn of(kind: Kind) -> &'static [Column] {
 }
 
 pub(super) fn definitions(kind: Kind) -> Value {
-    of(kind)
+    as_json(of(kind))
+}
+
+/// Of `autoscaling/v1` Scale, which is no resource of its own.
+pub(super) fn scale() -> Value {
+    as_json(SCALE)
+}
+
+fn as_json(columns: &[Column]) -> Value {
+    columns
         .iter()
         .map(|(name, kind, format, priority, description)| {
             json!({

@@ -59,6 +59,25 @@ pub fn table<'a>(
     })
 }
 
+/// The Table of one `autoscaling/v1` Scale.
+pub fn of_scale(scale: &Value, include: IncludeObject, now: Timestamp) -> Value {
+    let number = |part: &str| at(scale, &[part, "replicas"]).cloned().unwrap_or(0.into());
+    let created = str_at(scale, &["metadata", "creationTimestamp"]);
+    let cells = vec![
+        text(scale, &["metadata", "name"]).into(),
+        number("spec"),
+        number("status"),
+        age_of(created, now).into(),
+    ];
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": text(scale, &["metadata", "resourceVersion"])},
+        "columnDefinitions": columns::scale(),
+        "rows": [with_object(cells, scale, include)],
+    })
+}
+
 /// An object reduced to its metadata, as `meta.k8s.io/v1` has it.
 pub fn partial_object(object: &Value) -> Value {
     let metadata = object.get("metadata").cloned().unwrap_or_default();
@@ -66,13 +85,18 @@ pub fn partial_object(object: &Value) -> Value {
 }
 
 fn row(kind: Kind, object: &Value, include: IncludeObject, now: Timestamp) -> Value {
-    let mut row = Map::new();
-    row.insert("cells".to_owned(), Value::Array(cells(kind, object, now)));
+    let mut row = with_object(cells(kind, object, now), object, include);
     if kind == Kind::Pod
         && let Some(condition) = pod::row_condition(object)
     {
-        row.insert("conditions".to_owned(), json!([condition]));
+        row["conditions"] = json!([condition]);
     }
+    row
+}
+
+fn with_object(cells: Vec<Value>, object: &Value, include: IncludeObject) -> Value {
+    let mut row = Map::new();
+    row.insert("cells".to_owned(), Value::Array(cells));
     match include {
         IncludeObject::None => {}
         IncludeObject::Metadata => {

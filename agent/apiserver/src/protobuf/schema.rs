@@ -99,6 +99,19 @@ messages! {
         6 "appProtocol" Text,
     }
     EVICTION { 1 "metadata" One(&OBJECT_META), 2 "deleteOptions" One(&DELETE_OPTIONS), }
+    WHO_AM_I { 1 "metadata" One(&OBJECT_META), 2 "status" Skip, }
+    MAY_I { 1 "metadata" One(&OBJECT_META), 2 "spec" One(&MAY_I_SPEC), 3 "status" Skip, }
+    MAY_I_SPEC {
+        1 "resourceAttributes" One(&RESOURCE_ATTRIBUTES),
+        2 "nonResourceAttributes" One(&NON_RESOURCE_ATTRIBUTES),
+    }
+    RESOURCE_ATTRIBUTES {
+        1 "namespace" Text, 2 "verb" Text, 3 "group" Text, 4 "version" Text, 5 "resource" Text,
+        6 "subresource" Text, 7 "name" Text,
+    }
+    NON_RESOURCE_ATTRIBUTES { 1 "path" Text, 2 "verb" Text, }
+    MY_RULES { 1 "metadata" One(&OBJECT_META), 2 "spec" One(&MY_RULES_SPEC), 3 "status" Skip, }
+    MY_RULES_SPEC { 1 "namespace" Text, }
     DEPLOYMENT { 1 "metadata" One(&OBJECT_META), 2 "spec" One(&DEPLOYMENT_SPEC), 3 "status" Skip, }
     DEPLOYMENT_SPEC {
         1 "replicas" OptInt, 2 "selector" One(&LABEL_SELECTOR), 3 "template" One(&POD_TEMPLATE),
@@ -137,6 +150,9 @@ pub(super) fn of(api_version: &str, kind: &str) -> Option<&'static Message> {
         ("v1", "Service") => &SERVICE,
         ("policy/v1", "Eviction") => &EVICTION,
         ("apps/v1", "Deployment") => &DEPLOYMENT,
+        ("authentication.k8s.io/v1", "SelfSubjectReview") => &WHO_AM_I,
+        ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &MAY_I,
+        ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => &MY_RULES,
         // Clients write DeleteOptions in the group that they talk to.
         (_, "DeleteOptions") => &DELETE_OPTIONS,
         _ => return None,

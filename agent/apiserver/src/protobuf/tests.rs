@@ -59,6 +59,18 @@ fn zero_is_a_value_where_go_has_a_pointer() {
 }
 
 #[test]
+fn questions_about_oneself_are_read() {
+    let asked = [bytes(2, b"get"), bytes(5, b"pods")].concat();
+    let raw = [bytes(1, b""), bytes(2, &bytes(1, &asked)), bytes(3, b"")].concat();
+    let kind = "SelfSubjectAccessReview";
+    let review = decode(&body("authorization.k8s.io/v1", kind, &raw)).unwrap();
+    assert_eq!(
+        review["spec"],
+        json!({"resourceAttributes": {"verb": "get", "resource": "pods"}})
+    );
+}
+
+#[test]
 fn secrets_stay_bytes() {
     let raw = bytes(2, &[bytes(1, b"k"), bytes(2, &[0xff, 0])].concat());
     let secret = decode(&body("v1", "Secret", &raw)).unwrap();

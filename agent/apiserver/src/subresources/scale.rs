@@ -8,17 +8,26 @@ use skiff_api::k8s_openapi::api::autoscaling::v1::Scale;
 use skiff_api::resource::GroupKind;
 use skiff_api::scale;
 use skiff_api::status::ApiStatus;
+use skiff_api::table;
 
 use crate::call::Call;
 use crate::failure::Failure;
+use crate::negotiate::Representation;
 use crate::object::meta;
 use crate::verbs::patch::Patch;
 use crate::verbs::prepare::{self, Part};
-use crate::{respond, write};
+use crate::{negotiate, respond, write};
 
 /// Serves the scale.
 pub(crate) async fn get(call: &Call) -> Result<Response, Failure> {
+    let representation = negotiate::objects(&call.headers)?;
     let existing = call.load().await?;
+    if representation == Representation::Table {
+        let include = respond::include_object(call)?;
+        let scale = scale::from_object(&existing.value);
+        let table = table::of_scale(&scale, include, jiff::Timestamp::now());
+        return Ok(respond::json_value(StatusCode::OK, &table));
+    }
     Ok(respond::json_value(
         StatusCode::OK,
         &scale::from_object(&existing.value),

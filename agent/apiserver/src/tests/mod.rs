@@ -21,6 +21,7 @@ mod crud;
 mod delete;
 mod https;
 mod read;
+mod reviews;
 mod watch;
 
 /// A running server on a memory store.

@@ -1,5 +1,5 @@
 //! Unreachable routes for the pod and Service ranges: what no program translated and no bridge took ends at
-//! home (DESIGN rule 8).
+//! home.
 
 use ipnetwork::IpNetwork;
 use skiff_cni::netlink::{Netlink, NetlinkError};

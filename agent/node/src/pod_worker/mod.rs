@@ -28,6 +28,7 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -200,7 +201,7 @@ impl Worker {
         }
         if self
             .volumes_dirty
-            .load(std::sync::atomic::Ordering::Acquire)
+            .load(Ordering::Acquire)
             && !plan.ending
             && self.observed.volumes_ready
             && !self.observed.busy.contains(&Op::Volumes)
@@ -302,6 +303,11 @@ impl Worker {
 
     fn take_desired(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
+        let (old, new) = (&self.pod.metadata, &desired.pod.metadata);
+        if old.labels != new.labels || old.annotations != new.annotations {
+            // A volume may show them.
+            self.volumes_dirty.store(true, Ordering::Release);
+        }
         self.pod = desired.pod;
         self.observed.gone |= desired.gone;
         self.ctx

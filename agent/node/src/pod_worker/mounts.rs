@@ -1,6 +1,6 @@
 //! What a container sees of the pod's volumes and of the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -24,10 +24,11 @@ pub(super) struct PlannedMount {
     propagation: Option<String>,
 }
 
-/// The container's volume mounts. Pure.
+/// The container's volume mounts; those of volumes that only show objects are read-only. Pure.
 pub(super) fn plan(
     container: &Container,
     places: &BTreeMap<String, PathBuf>,
+    shown: &BTreeSet<String>,
     lookup: impl Fn(&str) -> Option<String>,
 ) -> Result<Vec<PlannedMount>, String> {
     let mut planned = Vec::new();
@@ -47,7 +48,7 @@ pub(super) fn plan(
             place: place.clone(),
             subpath,
             target: mount.mount_path.clone(),
-            read_only: mount.read_only == Some(true),
+            read_only: mount.read_only == Some(true) || shown.contains(&mount.name),
             propagation: mount.mount_propagation.clone(),
         });
     }

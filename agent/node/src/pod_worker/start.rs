@@ -189,7 +189,8 @@ impl Start {
                 .find(|(known, _)| known == name)
                 .map(|(_, value)| value.clone())
         };
-        let mounts = mounts::plan(&self.container, &self.places, lookup)
+        let shown = crate::volumes::shown(&self.pod);
+        let mounts = mounts::plan(&self.container, &self.places, &shown, lookup)
             .map_err(|message| (CONFIG_ERROR, message))?;
         let ctx = Arc::clone(&self.ctx);
         let (pod, container) = (Arc::clone(&self.pod), self.container.clone());

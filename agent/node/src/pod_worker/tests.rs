@@ -749,3 +749,22 @@ async fn every_instance_has_its_own_root_filesystem() {
     keys.dedup();
     assert_eq!(keys.len(), record.containers.len());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_adopted_container_that_never_restarted_has_no_last_state() {
+    let running = Running::new().await;
+    running.node.put_pod(&pod_named("web"));
+    running.until_ready("web").await;
+    let running = running.restart().await;
+    // Anything that makes the new daemon write the status.
+    let mut pod = running.node.pod("web");
+    pod["metadata"]["generation"] = json!(2);
+    running.node.api.put(&pod_path("web"), pod);
+    let pod = running
+        .until("web", "status", |pod| {
+            pod["status"]["observedGeneration"] == 2
+        })
+        .await;
+    assert_eq!(status(&pod, "c")["lastState"], Value::Null);
+    assert_eq!(status(&pod, "c")["restartCount"], 0);
+}

@@ -89,12 +89,15 @@ fn waiting_to_restart(container: &Container, latest: &Instance, o: &Observed) ->
     if !is_ended(latest) || o.final_phase.is_some() {
         return None;
     }
-    if let Some((reason, message)) = failure_of(container, o) {
-        return Some(waiting(reason, Some(message)));
+    let held = o.restarts_held.get(&container.name);
+    match (failure_of(container, o), held) {
+        // It never ran, and the next try is held back as after a crash.
+        (Some(("RunContainerError", _)) | None, Some(message)) => {
+            Some(waiting("CrashLoopBackOff", Some(message.clone())))
+        }
+        (Some((reason, message)), _) => Some(waiting(reason, Some(message))),
+        (None, None) => None,
     }
-    o.restarts_held
-        .get(&container.name)
-        .map(|message| waiting("CrashLoopBackOff", Some(message.clone())))
 }
 
 fn without_instance(

@@ -126,6 +126,24 @@ pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     (maps, secrets)
 }
 
+/// Names of the volumes that show objects of the API: containers only read them.
+pub(crate) fn shown(pod: &Pod) -> BTreeSet<String> {
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    let shows = |volume: &&Volume| {
+        volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || volume.downward_api.is_some()
+    };
+    volumes
+        .filter(shows)
+        .map(|volume| volume.name.clone())
+        .collect()
+}
+
 /// A volume that could not be made, and why.
 #[derive(Debug)]
 pub(crate) struct FailedVolume {
@@ -189,6 +207,11 @@ fn set_up_one(
         return Err(VolumeError::Unsupported);
     };
     let place = root.join("files").join(&volume.name);
+    if volume.secret.is_some() || volume.projected.is_some() {
+        // Secrets never reach a disk.
+        make_dir(&place)?;
+        mount_memory(&place, None)?;
+    }
     atomic_writer::write(&place, &files, group)?;
     Ok(place)
 }
@@ -199,19 +222,9 @@ fn empty_dir(
     size: Option<i64>,
     group: Option<u32>,
 ) -> Result<(), VolumeError> {
-    fs::create_dir_all(place).map_err(|source| VolumeError::io("making", place, source))?;
-    if memory && !is_mount_point(place) {
-        let options = size.map(|size| format!("size={size}"));
-        let none: Option<&str> = None;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(
-            Some("tmpfs"),
-            place,
-            Some("tmpfs"),
-            flags,
-            options.as_deref().or(none),
-        )
-        .map_err(|errno| VolumeError::io("mounting tmpfs at", place, errno.into()))?;
+    make_dir(place)?;
+    if memory {
+        mount_memory(place, size)?;
     }
     let mode = if group.is_some() { 0o2777 } else { 0o777 };
     let set = || -> io::Result<()> {
@@ -221,6 +234,27 @@ fn empty_dir(
         fs::set_permissions(place, fs::Permissions::from_mode(mode))
     };
     set().map_err(|source| VolumeError::io("setting the mode of", place, source))
+}
+
+fn make_dir(place: &Path) -> Result<(), VolumeError> {
+    fs::create_dir_all(place).map_err(|source| VolumeError::io("making", place, source))
+}
+
+/// Has a file system in memory there.
+fn mount_memory(place: &Path, size: Option<i64>) -> Result<(), VolumeError> {
+    if is_mount_point(place) {
+        return Ok(());
+    }
+    let options = size.map(|size| format!("size={size}"));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(
+        Some("tmpfs"),
+        place,
+        Some("tmpfs"),
+        flags,
+        options.as_deref(),
+    )
+    .map_err(|errno| VolumeError::io("mounting tmpfs at", place, errno.into()))
 }
 
 /// A mount point is on another device than its parent.
@@ -273,11 +307,9 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
 /// # Errors
 /// [`VolumeError::Io`] naming what stays.
 pub(crate) fn tear_down(root: &Path) -> Result<(), VolumeError> {
-    for entry in fs::read_dir(root.join("empty-dir"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    let kinds = ["empty-dir", "files"].iter();
+    let places = kinds.filter_map(|kind| fs::read_dir(root.join(kind)).ok());
+    for entry in places.flatten().flatten() {
         let place = entry.path();
         if is_mount_point(&place) {
             umount2(&place, MntFlags::MNT_DETACH)
@@ -290,6 +322,20 @@ pub(crate) fn tear_down(root: &Path) -> Result<(), VolumeError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Unmounts and removes the volumes of all pods of a node that is taken down; absent is success. Blocking.
+///
+/// # Errors
+/// The first volume that stays.
+pub fn remove_volumes(config: &crate::NodeConfig) -> io::Result<()> {
+    for pod in fs::read_dir(config.data_dir.join("pods"))
+        .into_iter()
+        .flatten()
+    {
+        tear_down(&pod?.path().join("volumes")).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

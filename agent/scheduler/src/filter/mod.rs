@@ -139,8 +139,20 @@ fn spread_counts(pod: &PodInfo, cache: &Cache) -> Vec<(HashMap<String, i64>, i64
     counts.collect()
 }
 
-/// Whether the node will do for the pod. Cheap checks come first.
-pub(crate) fn check(pod: &PodInfo, node: &NodeInfo, topology: &Topology) -> Result<(), Rejection> {
+/// Whether the node will do for the pod. Cheap checks come first; the first that fails gives its reasons.
+pub(crate) fn check(
+    pod: &PodInfo,
+    node: &NodeInfo,
+    topology: &Topology,
+) -> Result<(), Vec<Rejection>> {
+    check_node(pod, node).map_err(|rejection| vec![rejection])?;
+    fits(pod, node)?;
+    check_ports(pod, node)
+        .and_then(|()| check_topology(pod, node, topology))
+        .map_err(|rejection| vec![rejection])
+}
+
+fn check_node(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
     if node.unschedulable && !tolerates_unschedulable(pod) {
         return Err(Rejection::Unschedulable);
     }
@@ -157,7 +169,10 @@ pub(crate) fn check(pod: &PodInfo, node: &NodeInfo, topology: &Topology) -> Resu
     if !affinity_matches(pod, node) {
         return Err(Rejection::NodeAffinity);
     }
-    fits(pod, node)?;
+    Ok(())
+}
+
+fn check_ports(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
     if pod
         .host_ports
         .iter()
@@ -165,7 +180,7 @@ pub(crate) fn check(pod: &PodInfo, node: &NodeInfo, topology: &Topology) -> Resu
     {
         return Err(Rejection::HostPorts);
     }
-    check_topology(pod, node, topology)
+    Ok(())
 }
 
 fn tolerates_unschedulable(pod: &PodInfo) -> bool {
@@ -186,28 +201,39 @@ fn affinity_matches(pod: &PodInfo, node: &NodeInfo) -> bool {
             .is_none_or(|terms| terms.iter().any(|t| t.matches(&node.name, &node.labels)))
 }
 
-fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+/// Names everything that there is too little of, as upstream does.
+fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Rejection>> {
+    let mut missing = Vec::new();
     if node.pods.len() + 1 > node.max_pods {
-        return Err(Rejection::TooManyPods);
+        missing.push(Rejection::TooManyPods);
     }
     let (wants, used, has) = (&pod.requests, &node.requested, &node.allocatable);
     let lacks = |want: i64, used: i64, has: i64| want > 0 && want > has - used;
-    if lacks(wants.cpu, used.cpu, has.cpu) {
-        return Err(Rejection::Insufficient(Cow::Borrowed("cpu")));
-    }
-    if lacks(wants.memory, used.memory, has.memory) {
-        return Err(Rejection::Insufficient(Cow::Borrowed("memory")));
-    }
-    if lacks(wants.ephemeral, used.ephemeral, has.ephemeral) {
-        return Err(Rejection::Insufficient(Cow::Borrowed("ephemeral-storage")));
+    for (name, want, used, has) in [
+        ("cpu", wants.cpu, used.cpu, has.cpu),
+        ("memory", wants.memory, used.memory, has.memory),
+        (
+            "ephemeral-storage",
+            wants.ephemeral,
+            used.ephemeral,
+            has.ephemeral,
+        ),
+    ] {
+        if lacks(want, used, has) {
+            missing.push(Rejection::Insufficient(Cow::Borrowed(name)));
+        }
     }
     for (name, want) in &wants.extended {
         let of = |map: &BTreeMap<String, i64>| map.get(name).copied().unwrap_or(0);
         if lacks(*want, of(&used.extended), of(&has.extended)) {
-            return Err(Rejection::Insufficient(Cow::Owned(name.clone())));
+            missing.push(Rejection::Insufficient(Cow::Owned(name.clone())));
         }
     }
-    Ok(())
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(missing)
+    }
 }
 
 fn clash(a: &HostPort, b: &HostPort) -> bool {

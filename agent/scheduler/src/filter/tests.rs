@@ -73,6 +73,11 @@ fn reasons_are_upstreams() {
             "1 Too many pods",
         ),
         (
+            json!({"status": {"allocatable": {"cpu": "200m", "pods": "0"}}}),
+            no.clone(),
+            "1 Insufficient cpu, 1 Too many pods",
+        ),
+        (
             no.clone(),
             json!({"spec": {"containers": [
                 {"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}},

@@ -14,8 +14,9 @@
 //!     tls: {ca_file: /etc/ssl/mine.pem, insecure_skip_verify: false}
 //! ```
 //!
-//! Plain HTTP is spoken only to an endpoint that says `http://` and to registries on `localhost` and `127.0.0.0/8`.
-//! The file is read again at each pull.
+//! Of several patterns of `rewrite` that match, the first in alphabetical order is used. Plain HTTP is spoken only to
+//! an endpoint that says `http://` and to registries on `localhost`, `127.0.0.0/8` and `[::1]:PORT`. The file is read
+//! again at each pull. `examples/registries.yaml` explains each key to users.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -347,6 +348,29 @@ mod tests {
             );
         }
         assert!(parse("").unwrap().mirror("x").is_none());
+    }
+
+    #[test]
+    fn the_example_says_what_it_explains() {
+        let text = include_str!("../../../../examples/registries.yaml");
+        let config = parse(text).unwrap();
+        let mirror = config.mirror("mcr.microsoft.com").unwrap();
+        let hosts: Vec<_> = mirror.endpoints.iter().map(|e| e.host.as_str()).collect();
+        assert_eq!(hosts, ["127.0.0.1:5000", "mirror.example.com:5000"]);
+        assert_eq!(mirror.rewrite.len(), 1);
+        assert!(!mirror.use_default);
+        assert!(config.mirror("registry.example.com").unwrap().use_default);
+        for host in ["mirror.example.com:5000", "registry.example.com"] {
+            let credentials = config.host(host).unwrap().credentials.as_ref().unwrap();
+            assert_eq!(
+                (&*credentials.username, &*credentials.password),
+                ("puller", "secret"),
+                "{host}"
+            );
+        }
+        // The one key that is commented out, because its file must exist, is known too.
+        let with_ca = text.replace("# ca_file: ", "ca_file: /nonexistent");
+        assert!(chain(&parse(&with_ca).unwrap_err()).contains("/nonexistent/etc/ssl"));
     }
 
     #[test]
