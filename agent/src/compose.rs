@@ -23,7 +23,7 @@ use skiff_cni::libcni::CniRunner;
 use skiff_controllers::ControllersConfig;
 use skiff_dns::{DnsConfig, DnsServer};
 use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
-use skiff_image::{ImageConfig, ImageStore, RetryPolicy, UnpackLimits};
+use skiff_image::{ImageConfig, ImageStore, RegistriesConfig, RetryPolicy, UnpackLimits};
 use skiff_node::{Node, NodeConfig};
 use skiff_runtime::{Runtime, RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
 use skiff_service_proxy::{ProxyConfig, ServiceProxy};
@@ -57,6 +57,8 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
         publishers.push(Publisher::bind(publication).await?);
     }
 
+    // Read anew for every pull; a mistake is told now.
+    RegistriesConfig::load(&settings.registries_config)?;
     let data_dir = &settings.node.data_dir;
     fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
     let store = data_dir.join("store.redb");

@@ -93,6 +93,11 @@ pub(crate) fn complete(
     {
         return unsupported("a seccomp profile that asks a listener");
     }
+    let mut read_only = linux.readonly_paths().clone().unwrap_or_default();
+    read_only.extend(cgroup_paths(spec));
+    if !read_only.is_empty() {
+        linux.set_readonly_paths(Some(read_only));
+    }
     spec.set_linux(Some(linux));
 
     let Some(process) = spec.process_mut() else {
@@ -123,6 +128,30 @@ pub(crate) fn complete(
     retain_capabilities(process, allowed);
     make_dir(rootfs, process.cwd());
     Ok(())
+}
+
+/// Where the container sees cgroup v1 hierarchies that it must only read. The engine mounts each writable, whatever
+/// the options say, and who may write to them sets its own limits.
+fn cgroup_paths(spec: &Spec) -> Vec<String> {
+    let has = |options: &Option<Vec<String>>, wanted: &str| {
+        options.iter().flatten().any(|option| option == wanted)
+    };
+    let mounts = spec.mounts().iter().flatten();
+    let place = mounts
+        .filter(|mount| mount.typ().as_deref() == Some("cgroup") && has(mount.options(), "ro"))
+        .map(|mount| mount.destination().clone())
+        .next();
+    let Some(place) = place else {
+        return Vec::new();
+    };
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let hierarchies = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = Path::new(fields.next()?);
+        (fields.next()? == "cgroup").then(|| place.join(path.file_name().unwrap_or_default()))
+    });
+    let all = std::iter::once(place.clone()).chain(hierarchies);
+    all.map(|path| path.display().to_string()).collect()
 }
 
 /// In the order of the kernel's numbers.

@@ -200,7 +200,8 @@ fn plan_container(
             }
         }
         ContainerState::Exited(exit) => {
-            if !policy.restarts(exit) {
+            // While it is being started again, the new back-off is for the run after that.
+            if !policy.restarts(exit) || o.busy.contains(&Op::Start(container.name.clone())) {
                 return;
             }
             let held = o

@@ -199,9 +199,7 @@ impl Worker {
         for action in plan.actions {
             self.begin(action);
         }
-        if self
-            .volumes_dirty
-            .load(Ordering::Acquire)
+        if self.volumes_dirty.load(Ordering::Acquire)
             && !plan.ending
             && self.observed.volumes_ready
             && !self.observed.busy.contains(&Op::Volumes)

@@ -69,13 +69,12 @@ pub enum RegistriesError {
         source: io::Error,
     },
     /// It is not YAML of the documented shape.
-    #[error("{path} is not a registries file")]
+    #[error("{path} is not a registries file: {message}")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        #[source]
-        source: Box<serde_saphyr::Error>,
+        /// Where and what, on one line. The parser's own error says it twice and draws the place.
+        message: String,
     },
     /// A value makes no sense.
     #[error("{path}: {field}: {message}")]
@@ -168,7 +167,7 @@ impl RegistriesConfig {
         let raw: Option<RawConfig> =
             serde_saphyr::from_str(text).map_err(|source| RegistriesError::Parse {
                 path: path.to_owned(),
-                source: Box::new(source),
+                message: source.without_snippet().to_string(),
             })?;
         let raw = raw.unwrap_or_default();
         let mut config = RegistriesConfig::default();
