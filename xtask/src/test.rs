@@ -39,11 +39,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     if filter.is_empty() {
         return Ok(());
     }
-    // The tests under tests/ drive the binaries.
+    // The tests under tests/ drive the binaries. All targets at once: features are then the same in both steps, and
+    // nothing is compiled twice.
     command::run(Command::new("cargo").current_dir(paths::root()).args([
         "build",
         "--locked",
         "--workspace",
+        "--all-targets",
     ]))?;
     command::run(
         Command::new("cargo")

@@ -14,7 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{eventually, leftovers};
+use crate::{eventually, leftovers, leftovers::node_leftovers};
 
 /// A running one-node cluster; taken down on drop, also when a test fails.
 #[derive(Debug)]
@@ -201,13 +201,35 @@ impl Cluster {
     /// Naming what is left.
     pub fn down(mut self) -> Result<()> {
         self.down = true;
+        // First skiff's own part, while the node's namespace is still there to be looked at.
+        let skiff_down = self.skiff_down();
+        let mut left = node_leftovers(&self.name)?;
         self.xtask("down", &[])?;
         self.reap();
-        let left = leftovers(&self.name)?;
+        skiff_down?;
+        left.extend(leftovers(&self.name)?);
         if !left.is_empty() {
             bail!("left behind:\n{}", left.join("\n"));
         }
         Ok(())
+    }
+
+    /// `skiff down`, as a user of the binary types it.
+    fn skiff_down(&self) -> Result<()> {
+        let mut command = Command::new(binary("skiff")?);
+        command.arg("down").args(["--node-name", &self.name]);
+        command
+            .arg("--node-netns")
+            .arg(Path::new("/run/netns").join(&self.name));
+        command
+            .arg("--cgroup-root")
+            .arg(Path::new("/").join(&self.name));
+        command
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .arg("--run-dir")
+            .arg(self.run_dir());
+        text("skiff down", command.stdin(Stdio::null()).output()?).map(drop)
     }
 
     fn reap(&mut self) {

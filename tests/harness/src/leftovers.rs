@@ -42,6 +42,41 @@ pub fn leftovers(name: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// What of ours is still in the node's own network: links, routes, rules.
+pub(crate) fn node_leftovers(name: &str) -> Result<Vec<String>> {
+    let inside = |program: &str, args: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{name}"))
+            .arg("--")
+            .arg(program)
+            .args(args);
+        let output = command.output()?;
+        anyhow::ensure!(
+            output.status.success(),
+            "{program} in the node's namespace: {output:?}"
+        );
+        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let mut found = Vec::new();
+    for link in inside("ip", &["-oneline", "link"])?.lines() {
+        if link.contains("skiff") || link.contains("veth") {
+            found.push(format!("link in the node's network: {link}"));
+        }
+    }
+    for route in inside("ip", &["route", "show", "table", "all"])?.lines() {
+        if route.contains("unreachable") || route.contains("skiff") {
+            found.push(format!("route in the node's network: {route}"));
+        }
+    }
+    for rule in inside("iptables-save", &[])?.lines() {
+        if rule.contains("SKIFF") || rule.contains("skiff") {
+            found.push(format!("rule in the node's network: {rule}"));
+        }
+    }
+    Ok(found)
+}
+
 fn processes(name: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {

@@ -2,7 +2,7 @@
 //! and a look at what is left on the machine.
 
 mod cluster;
-mod leftovers;
+pub(crate) mod leftovers;
 pub mod scene;
 
 use std::{

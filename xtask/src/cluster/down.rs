@@ -16,9 +16,8 @@ pub(crate) fn run(args: &InstanceArgs) -> Result<()> {
             problems.push(format!("{err:#}"));
         }
     };
+    attempt(Registry::at(instance.registry_dir()).stop());
     if instance.data_dir().exists() || instance.run_dir().exists() {
-        // Before its folder goes with the data directory.
-        attempt(Registry::at(instance.data_dir().join("registry")).stop());
         attempt(node_exec::clean_up(&instance));
         attempt(command::run(&mut instance.skiff("down")));
     }
@@ -27,7 +26,11 @@ pub(crate) fn run(args: &InstanceArgs) -> Result<()> {
             command::output(Command::new("ip").args(["netns", "delete", &instance.name])).map(drop),
         );
     }
-    for dir in [instance.data_dir(), instance.run_dir()] {
+    for dir in [
+        instance.registry_dir(),
+        instance.data_dir(),
+        instance.run_dir(),
+    ] {
         attempt(match fs::remove_dir_all(&dir) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
                 Err(err).with_context(|| format!("removing {}", dir.display()))

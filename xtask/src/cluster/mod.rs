@@ -58,6 +58,11 @@ impl Instance {
         Path::new("/var/lib").join(&self.name)
     }
 
+    /// Beside the node's own directory, which is skiff's to remove.
+    pub(crate) fn registry_dir(&self) -> PathBuf {
+        Path::new("/var/lib").join(format!("{}-registry", self.name))
+    }
+
     pub(crate) fn run_dir(&self) -> PathBuf {
         Path::new("/run").join(&self.name)
     }

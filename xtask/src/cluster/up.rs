@@ -97,7 +97,7 @@ fn prepare(instance: &Instance) -> Result<()> {
     fs::create_dir_all(instance.data_dir())?;
     let registry_port = free_port(5000)?;
     step("starting a registry and filling it with the example's images");
-    Registry::at(instance.data_dir().join("registry")).start(registry_port)?;
+    Registry::at(instance.registry_dir()).start(registry_port)?;
     images::build_and_push(&format!("127.0.0.1:{registry_port}"))?;
     write_registries(instance, registry_port)?;
     make_netns(instance)

@@ -400,6 +400,16 @@ fn every_state_has_its_next_step() {
 }
 
 #[test]
+fn a_restart_that_is_under_way_is_not_held_back() {
+    let mut observed = with(vec![exited("c", 1, 0)]);
+    // Beginning the start made the back-off, for the run after it.
+    let backoff = Backoff::first(at(1));
+    observed.backoffs.insert("c".to_owned(), backoff);
+    observed.busy.insert(Op::Start("c".to_owned()));
+    assert_eq!(plan_pod(&simple("Always"), &observed, at(2)).actions, []);
+}
+
+#[test]
 fn a_restart_waits_for_its_back_off() {
     let mut observed = with(vec![exited("c", 1, 1)]);
     observed
