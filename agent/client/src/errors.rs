@@ -27,6 +27,18 @@ pub fn is_already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason == "AlreadyExists")
 }
 
+/// Nothing can be created there any more: the namespace is being deleted, and with it whoever would be served.
+#[must_use]
+pub fn is_namespace_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 /// An error with everything that caused it, on one line: `error = %chain(&error)`.
 #[must_use]
 pub fn chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl std::fmt::Display + 'a {
@@ -50,5 +62,23 @@ impl std::fmt::Display for Chain<'_> {
             next = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminating_namespace_is_told_from_other_refusals() {
+        let refusal = |reason: &str| {
+            let status = serde_json::json!({
+                "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no",
+                "details": {"causes": [{"reason": reason, "message": "m", "field": "f"}]},
+            });
+            kube::Error::Api(serde_json::from_value(status).unwrap())
+        };
+        assert!(is_namespace_terminating(&refusal("NamespaceTerminating")));
+        assert!(!is_namespace_terminating(&refusal("Other")));
     }
 }

@@ -15,7 +15,9 @@ mod events;
 mod informer;
 mod workqueue;
 
-pub use errors::{chain, is_already_exists, is_conflict, is_not_found, status_code};
+pub use errors::{
+    chain, is_already_exists, is_conflict, is_namespace_terminating, is_not_found, status_code,
+};
 pub use events::{EventKind, EventRecorder, object_reference};
 pub use informer::{Change, Informer, InformerBuilder, Key};
 pub use workqueue::{WorkQueue, run_workers};

@@ -16,7 +16,9 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use skiff_client::{Change, Key, WorkQueue, is_already_exists, run_workers};
+use skiff_client::{
+    Change, Key, WorkQueue, is_already_exists, is_namespace_terminating, run_workers,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::{Context, ControllerError, unless_gone};
@@ -219,6 +221,7 @@ impl Controller {
                         object: format!("slices of {key}"),
                     });
                 }
+                Err(error) if is_namespace_terminating(&error) => return Ok(()),
                 Err(error) => return Err(error).context("create endpoint slice of", key),
             }
         }
@@ -243,6 +246,7 @@ impl Controller {
                         object: format!("endpoints of {key}"),
                     });
                 }
+                Err(error) if is_namespace_terminating(&error) => {}
                 result => result.map(|_| ()).context("create endpoints", key)?,
             },
             Some(current) => {

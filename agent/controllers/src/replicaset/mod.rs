@@ -13,7 +13,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use skiff_client::{Change, EventKind, EventRecorder, Key, WorkQueue, run_workers};
+use skiff_client::{
+    Change, EventKind, EventRecorder, Key, WorkQueue, is_namespace_terminating, run_workers,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -277,7 +279,7 @@ impl Controller {
             let params = PostParams::default();
             let results = join_all((0..size).map(|_| api.create(&params, &pod))).await;
             left -= size;
-            let mut failed = None;
+            let (mut failed, mut terminating) = (None, false);
             for result in results {
                 match result {
                     Ok(created) => {
@@ -285,6 +287,10 @@ impl Controller {
                         let message = format!("Created pod: {name}");
                         self.recorder
                             .event(rs, EventKind::Normal, "SuccessfulCreate", message);
+                    }
+                    Err(error) if is_namespace_terminating(&error) => {
+                        self.expectations.creation_observed(key);
+                        terminating = true;
                     }
                     Err(error) => {
                         self.expectations.creation_observed(key);
@@ -295,11 +301,14 @@ impl Controller {
                     }
                 }
             }
-            if let Some(error) = failed {
+            if terminating || failed.is_some() {
                 for _ in 0..left {
                     self.expectations.creation_observed(key);
                 }
-                return Err(error).context("create pod of", key);
+                return match failed {
+                    Some(error) => Err(error).context("create pod of", key),
+                    None => Ok(()),
+                };
             }
             batch *= 2;
         }
