@@ -63,12 +63,18 @@ impl Registry {
             return Ok(());
         };
         let pid: i32 = pid.trim().parse().context("reading registry.pid")?;
-        if is_registry(pid) {
-            kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        // Asked first, then made to: it has nothing to lose.
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            if is_registry(pid) {
+                kill(Pid::from_raw(pid), signal)?;
+            }
             let deadline = Instant::now() + Duration::from_secs(10);
             while is_registry(pid) && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
             }
+        }
+        if is_registry(pid) {
+            bail!("docker-registry (process {pid}) does not end");
         }
         fs::remove_file(self.pid_file())?;
         Ok(())
