@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// How often free memory goes back to the system. One pass over a small heap takes well under a millisecond.
+/// How often free memory goes back to the system.
 const INTERVAL: Duration = Duration::from_secs(20);
 
 /// Arenas for all threads together: there is little contention to avoid on a node.

@@ -8,13 +8,13 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+    Capability, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 
-use crate::RuntimeError;
+use crate::{RuntimeError, capabilities};
 
 /// More of a `/etc/passwd` is not read.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -121,11 +121,9 @@ pub(crate) fn complete(
     if !privileges.sys_resource {
         clamp(process, privileges.oom_score_adj);
     }
-    let allowed = |capability: &Capability| {
-        let number = CAPABILITIES.iter().position(|known| known == capability);
-        number.is_none_or(|number| privileges.capabilities & (1 << number) != 0)
-    };
-    retain_capabilities(process, allowed);
+    capabilities::retain(process, |capability| {
+        capabilities::is_in(privileges.capabilities, capability)
+    });
     make_dir(rootfs, process.cwd());
     Ok(())
 }
@@ -153,51 +151,6 @@ fn cgroup_paths(spec: &Spec) -> Vec<String> {
     let all = std::iter::once(place.clone()).chain(hierarchies);
     all.map(|path| path.display().to_string()).collect()
 }
-
-/// In the order of the kernel's numbers.
-const CAPABILITIES: [Capability; 41] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::DacReadSearch,
-    Capability::Fowner,
-    Capability::Fsetid,
-    Capability::Kill,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setpcap,
-    Capability::LinuxImmutable,
-    Capability::NetBindService,
-    Capability::NetBroadcast,
-    Capability::NetAdmin,
-    Capability::NetRaw,
-    Capability::IpcLock,
-    Capability::IpcOwner,
-    Capability::SysModule,
-    Capability::SysRawio,
-    Capability::SysChroot,
-    Capability::SysPtrace,
-    Capability::SysPacct,
-    Capability::SysAdmin,
-    Capability::SysBoot,
-    Capability::SysNice,
-    Capability::SysResource,
-    Capability::SysTime,
-    Capability::SysTtyConfig,
-    Capability::Mknod,
-    Capability::Lease,
-    Capability::AuditWrite,
-    Capability::AuditControl,
-    Capability::Setfcap,
-    Capability::MacOverride,
-    Capability::MacAdmin,
-    Capability::Syslog,
-    Capability::WakeAlarm,
-    Capability::BlockSuspend,
-    Capability::AuditRead,
-    Capability::Perfmon,
-    Capability::Bpf,
-    Capability::CheckpointRestore,
-];
 
 /// Makes the working directory if the image has none, as other runtimes do. If that cannot be, the engine says so
 /// when it enters it.
@@ -236,28 +189,6 @@ fn make_dir(rootfs: &Path, path: &Path) {
             return;
         }
     }
-}
-
-/// Takes capabilities from all sets of a process.
-fn retain_capabilities(process: &mut Process, keep: impl Fn(&Capability) -> bool) {
-    let Some(mut sets) = process.capabilities().clone() else {
-        return;
-    };
-    let kept = |set: &Option<Capabilities>| {
-        set.as_ref()
-            .map(|set| set.iter().copied().filter(|c| keep(c)).collect())
-    };
-    let (bounding, effective, permitted) = (
-        kept(sets.bounding()),
-        kept(sets.effective()),
-        kept(sets.permitted()),
-    );
-    let (inheritable, ambient) = (kept(sets.inheritable()), kept(sets.ambient()));
-    sets.set_bounding(bounding)
-        .set_effective(effective)
-        .set_permitted(permitted);
-    sets.set_inheritable(inheritable).set_ambient(ambient);
-    process.set_capabilities(Some(sets));
 }
 
 /// The home directory of `uid` by the image's own `/etc/passwd`; `/` if it says nothing.
@@ -316,7 +247,7 @@ pub(crate) fn forbid_mknod(spec: &mut Spec) {
     let Some(process) = spec.process_mut() else {
         return;
     };
-    retain_capabilities(process, |capability| *capability != Capability::Mknod);
+    capabilities::retain(process, |capability| *capability != Capability::Mknod);
 }
 
 fn sandbox_namespaces(
@@ -426,7 +357,9 @@ fn unsupported<T>(message: &str) -> Result<T, RuntimeError> {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxResourcesBuilder};
+    use oci_spec::runtime::{
+        Capabilities, LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxResourcesBuilder,
+    };
 
     use super::*;
 

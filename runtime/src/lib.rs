@@ -13,6 +13,7 @@
 //! Files are the truth: the shim writes `state.json` and `exit.json` before it announces them, so that
 //! status needs no answer from anyone, and is the same for this daemon and the next one.
 
+mod capabilities;
 pub mod cgroup;
 mod client;
 mod container_spec;
