@@ -22,11 +22,14 @@ use crate::{DatapathError, Limits, sys};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skiff-programs"));
 
 /// The hooks and their numbers in `enum bpf_attach_type`.
-pub(crate) const HOOKS: [(&str, u32); 4] = [
+pub(crate) const HOOKS: [(&str, u32); 7] = [
     ("connect4", 10),
+    ("connect6", 11),
     ("sendmsg4", 14),
     ("recvmsg4", 19),
+    ("recvmsg6", 20),
     ("getpeername4", 29),
+    ("getpeername6", 30),
 ];
 
 /// The programs, accepted by the kernel and bound to the maps in one folder.

@@ -2,10 +2,10 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
-use crate::tables::forward;
+use crate::tables::{V4, forward};
 
 /// The hook.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    forward(&ctx, false)
+    forward::<V4>(&ctx, false)
 }

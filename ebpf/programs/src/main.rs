@@ -7,8 +7,11 @@
 #![no_main]
 
 mod connect4;
+mod connect6;
 mod getpeername4;
+mod getpeername6;
 mod recvmsg4;
+mod recvmsg6;
 mod sendmsg4;
 mod tables;
 

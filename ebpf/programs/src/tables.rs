@@ -159,29 +159,75 @@ fn protocol(ctx: &SockAddrContext) -> Option<u8> {
     }
 }
 
-/// The address in the context, network byte order.
-#[inline(always)]
-fn address(ctx: &SockAddrContext) -> (u32, u16) {
-    // SAFETY: the context is valid while the program runs. The port is a 16-bit field shown as 32 bits.
-    unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) }
+/// Where the hook finds the peer's address, and leaves another one. Network byte order.
+pub(crate) trait Peer {
+    /// Address and port; `None` if it is no IPv4 address.
+    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)>;
+    /// Writes what [`Peer::get`] has read.
+    fn set(ctx: &SockAddrContext, addr: u32, port: u16);
 }
 
-#[inline(always)]
-fn set_address(ctx: &SockAddrContext, addr: u32, port: u16) {
-    // SAFETY: both fields may be written by all four hooks.
-    unsafe {
-        (*ctx.sock_addr).user_ip4 = addr;
-        (*ctx.sock_addr).user_port = u32::from(port);
+/// An IPv4 socket's.
+pub(crate) struct V4;
+
+impl Peer for V4 {
+    #[inline(always)]
+    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)> {
+        // SAFETY: the context is valid while the program runs. The port is a 16-bit field shown as 32 bits.
+        Some(unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) })
+    }
+
+    #[inline(always)]
+    fn set(ctx: &SockAddrContext, addr: u32, port: u16) {
+        // SAFETY: both fields may be written by all hooks of the family.
+        unsafe {
+            (*ctx.sock_addr).user_ip4 = addr;
+            (*ctx.sock_addr).user_port = u32::from(port);
+        }
+    }
+}
+
+/// An IPv6 socket's that talks IPv4: `::ffff:a.b.c.d`, as programs do that open one socket for both families.
+pub(crate) struct V4Mapped;
+
+impl Peer for V4Mapped {
+    #[inline(always)]
+    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)> {
+        // SAFETY: as above. Word by word: a slice would be read with a length that the verifier does not know.
+        let (ip, port) = unsafe {
+            let ip = &raw const (*ctx.sock_addr).user_ip6;
+            (
+                [
+                    ptr::read_volatile(&raw const (*ip)[0]),
+                    ptr::read_volatile(&raw const (*ip)[1]),
+                    ptr::read_volatile(&raw const (*ip)[2]),
+                    ptr::read_volatile(&raw const (*ip)[3]),
+                ],
+                (*ctx.sock_addr).user_port as u16,
+            )
+        };
+        (ip[0] == 0 && ip[1] == 0 && ip[2] == 0xffff_u32.to_be()).then_some((ip[3], port))
+    }
+
+    #[inline(always)]
+    fn set(ctx: &SockAddrContext, addr: u32, port: u16) {
+        // SAFETY: as above.
+        unsafe {
+            (*ctx.sock_addr).user_ip6[3] = addr;
+            (*ctx.sock_addr).user_port = u32::from(port);
+        }
     }
 }
 
 /// Towards a Service: `connect` and `sendmsg`.
 #[inline(always)]
-pub(crate) fn forward(ctx: &SockAddrContext, unconnected: bool) -> i32 {
+pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 {
     let Some(proto) = protocol(ctx) else {
         return PROCEED;
     };
-    let (addr, port) = address(ctx);
+    let Some((addr, port)) = P::get(ctx) else {
+        return PROCEED;
+    };
     // SAFETY: the context is valid while the program runs.
     let (netns, cookie) = unsafe {
         (
@@ -214,7 +260,7 @@ pub(crate) fn forward(ctx: &SockAddrContext, unconnected: bool) -> i32 {
                 pad: 0,
             };
             remember_service(&key, &RevNat { addr, port, pad: 0 }, unconnected);
-            set_address(ctx, backend.addr, backend.port);
+            P::set(ctx, backend.addr, backend.port);
             count(if unconnected {
                 Metric::Datagrams
             } else {
@@ -249,11 +295,13 @@ fn remember_service(key: &RevNatKey, service: &RevNat, mostly_known: bool) {
 
 /// From a backend: the source of a datagram and the name of the peer are turned back into the Service's.
 #[inline(always)]
-pub(crate) fn reverse(ctx: &SockAddrContext, metric: Metric) -> i32 {
+pub(crate) fn reverse<P: Peer>(ctx: &SockAddrContext, metric: Metric) -> i32 {
     if protocol(ctx).is_none() {
         return PROCEED;
     }
-    let (addr, port) = address(ctx);
+    let Some((addr, port)) = P::get(ctx) else {
+        return PROCEED;
+    };
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: a copy is taken at once.
@@ -267,7 +315,7 @@ pub(crate) fn reverse(ctx: &SockAddrContext, metric: Metric) -> i32 {
     }
     .copied();
     if let Some(service) = known {
-        set_address(ctx, service.addr, service.port);
+        P::set(ctx, service.addr, service.port);
         count(metric);
     }
     PROCEED

@@ -102,10 +102,13 @@ pub fn servers(node: &TestNode) -> Result<Probe> {
     for addr in PODS {
         let (addr, name) = (SocketAddrV4::new(addr, TARGET), addr.to_string());
         probe.tell(&Command::TcpServe {
-            addr,
+            addr: addr.into(),
             name: name.clone(),
         })?;
-        probe.tell(&Command::UdpServe { addr, name })?;
+        probe.tell(&Command::UdpServe {
+            addr: addr.into(),
+            name,
+        })?;
     }
     Ok(probe)
 }

@@ -1,6 +1,6 @@
 //! What a test tells a probe, and what it answers: one JSON object a line.
 
-use std::{collections::BTreeMap, net::SocketAddrV4};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,42 +10,42 @@ pub enum Command {
     /// Answers each TCP connection with `name`, from now on.
     TcpServe {
         /// Where.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
         /// What.
         name: String,
     },
     /// Answers each datagram with `name`, from now on.
     UdpServe {
         /// Where.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
         /// What.
         name: String,
     },
     /// Connects so many times, one after the other.
     Tcp {
         /// Where.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
         /// How often.
         times: u32,
     },
     /// Connects a UDP socket so many times and asks once on each.
     UdpConnected {
         /// Where.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
         /// How often.
         times: u32,
     },
     /// Asks each of the addresses from one unconnected UDP socket, all of them so many times.
     UdpUnconnected {
         /// Where.
-        addrs: Vec<SocketAddrV4>,
+        addrs: Vec<SocketAddr>,
         /// How often.
         times: u32,
     },
     /// Connects over TCP as fast as it can, until [`Command::StopLoad`].
     StartLoad {
         /// Where.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
     },
     /// Ends it and answers with all that happened.
     StopLoad,

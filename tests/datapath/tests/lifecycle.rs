@@ -28,7 +28,7 @@ fn swapping_a_set_under_load_fails_no_connection() -> Result<()> {
     let _servers = servers(&node)?;
     let mut clients = [node.pod()?, node.host()?];
     for client in &mut clients {
-        client.tell(&Command::StartLoad { addr: VIP })?;
+        client.tell(&Command::StartLoad { addr: VIP.into() })?;
     }
     let all = pods(5);
     let halves = [all[..2].to_vec(), all[2..4].to_vec()];
@@ -87,11 +87,11 @@ fn services_go_on_when_the_daemon_is_gone_and_are_adopted_as_they_are() -> Resul
     program(&mut datapath, &wanted)?;
     let _servers = servers(&node)?;
     let mut client = node.pod()?;
-    client.tell(&Command::StartLoad { addr: VIP })?;
+    client.tell(&Command::StartLoad { addr: VIP.into() })?;
 
     drop(datapath);
     let answer = node.host()?.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 20,
     })?;
     assert_eq!(answer.total(), 20);
@@ -102,7 +102,7 @@ fn services_go_on_when_the_daemon_is_gone_and_are_adopted_as_they_are() -> Resul
     assert_eq!(diff, TableDiff::default());
     again.apply(&diff)?;
     assert_eq!(again.writes().total(), 0);
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 4);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
 
     // What it read back is what it goes on from.
     program(&mut again, &tables(1))?;
@@ -123,7 +123,7 @@ fn tables_of_other_sizes_are_built_beside_and_swapped_when_they_are_filled() -> 
     program(&mut node.open()?, &tables(2))?;
     let _servers = servers(&node)?;
     let mut client = node.pod()?;
-    client.tell(&Command::StartLoad { addr: VIP })?;
+    client.tell(&Command::StartLoad { addr: VIP.into() })?;
     let limits = Limits {
         services: 2048,
         ..node.config().limits
@@ -140,7 +140,7 @@ fn tables_of_other_sizes_are_built_beside_and_swapped_when_they_are_filled() -> 
     assert_eq!(
         node.host()?
             .tell(&Command::Tcp {
-                addr: VIP,
+                addr: VIP.into(),
                 times: 10
             })?
             .total(),
@@ -151,7 +151,7 @@ fn tables_of_other_sizes_are_built_beside_and_swapped_when_they_are_filled() -> 
     assert_eq!(
         node.host()?
             .tell(&Command::Tcp {
-                addr: VIP,
+                addr: VIP.into(),
                 times: 10
             })?
             .total(),
@@ -165,7 +165,7 @@ fn tables_of_other_sizes_are_built_beside_and_swapped_when_they_are_filled() -> 
         .flatten()
         .filter(|entry| entry.path().is_dir());
     assert_eq!(folders.count(), 2, "links and one folder of maps");
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 4);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
     Ok(())
 }
 
@@ -174,7 +174,7 @@ fn teardown_leaves_nothing_even_while_a_daemon_holds_everything_open() -> Result
     let node = TestNode::new(PROGRAM)?;
     let mut datapath = node.open()?;
     program(&mut datapath, &tables(2))?;
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 4);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
     assert!(fs::read_to_string("/proc/self/mountinfo")?.contains(&*node.bpffs.to_string_lossy()));
     teardown(&node.bpffs)?;
     assert_eq!(attached_programs(&node.cgroup)?, Vec::<u32>::new());
@@ -194,9 +194,9 @@ fn programs_of_others_at_the_same_cgroup_stay() -> Result<()> {
     };
     let _other = Datapath::open(&other)?;
     drop(node.open()?);
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 8);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 14);
     teardown(&node.bpffs)?;
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 4);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
     teardown(&other.bpffs_dir)?;
     assert_eq!(attached_programs(&node.cgroup)?.len(), 0);
     Ok(())
@@ -247,7 +247,7 @@ fn a_full_table_is_an_error_and_the_rest_stays_as_it_was() -> Result<()> {
     assert_eq!(
         node.pod()?
             .tell(&Command::Tcp {
-                addr: VIP,
+                addr: VIP.into(),
                 times: 5
             })?
             .total(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
 use anyhow::Result;
@@ -33,7 +33,7 @@ fn tcp_to_the_vip_is_spread_over_all_backends_and_keeps_the_vip_as_its_peer() ->
     let _servers = servers(&node)?;
     for mut client in [node.pod()?, node.host()?] {
         let answer = client.tell(&Command::Tcp {
-            addr: VIP,
+            addr: VIP.into(),
             times: 150,
         })?;
         assert_eq!(answer.errors, BTreeMap::new());
@@ -56,7 +56,7 @@ fn the_local_address_is_not_touched() -> Result<()> {
     program(&mut node.open()?, &tables(1))?;
     let _servers = servers(&node)?;
     let answer = node.host()?.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     })?;
     assert_eq!(answer.locals, only(NODE, 1));
@@ -69,7 +69,7 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     program(&mut node.open()?, &tables(1))?;
     let mut pod = servers(&node)?;
     let answer = pod.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     })?;
     assert_eq!(answer.names, only(PODS[0], 1));
@@ -82,13 +82,49 @@ fn connected_udp_is_answered_by_the_vip() -> Result<()> {
     program(&mut node.open()?, &tables(2))?;
     let _servers = servers(&node)?;
     let answer = node.pod()?.tell(&Command::UdpConnected {
-        addr: VIP,
+        addr: VIP.into(),
         times: 60,
     })?;
     assert_eq!(answer.errors, BTreeMap::new());
     assert_eq!(names(&answer), pod_names(2));
     // Both by getpeername and by recvfrom.
     assert_eq!(answer.peers, only(VIP, 120));
+    Ok(())
+}
+
+/// What a program asks for that opens one IPv6 socket for both families.
+fn mapped(addr: SocketAddrV4) -> SocketAddr {
+    (addr.ip().to_ipv6_mapped(), addr.port()).into()
+}
+
+#[test]
+fn an_ipv6_socket_reaches_services_over_ipv4() -> Result<()> {
+    let node = TestNode::new(PROGRAM)?;
+    let mut datapath = node.open()?;
+    program(&mut datapath, &tables(2))?;
+    let _servers = servers(&node)?;
+    let mut client = node.pod()?;
+    let (addr, times) = (mapped(VIP), 60);
+    for (command, peers) in [
+        (Command::Tcp { addr, times }, 60),
+        // Both by getpeername and by recvfrom.
+        (Command::UdpConnected { addr, times }, 120),
+    ] {
+        let answer = client.tell(&command)?;
+        assert_eq!(answer.errors, BTreeMap::new(), "{command:?}");
+        assert_eq!(names(&answer), pod_names(2), "{command:?}");
+        assert_eq!(answer.peers, only(mapped(VIP), peers), "{command:?}");
+    }
+    let asked = client.tell(&Command::UdpUnconnected {
+        addrs: vec![addr],
+        times: 5,
+    })?;
+    assert_eq!(asked.peers, only(addr, 5));
+    let refused = client.tell(&Command::Tcp {
+        addr: mapped(EMPTY),
+        times: 2,
+    })?;
+    assert_eq!(refused.errors, [(ECONNREFUSED, 2)].into());
     Ok(())
 }
 
@@ -107,7 +143,7 @@ fn unconnected_udp_is_answered_by_the_vip_it_asked() -> Result<()> {
     let _servers = servers(&node)?;
     let direct = SocketAddrV4::new(PODS[3], TARGET);
     let command = Command::UdpUnconnected {
-        addrs: vec![VIP, other, direct],
+        addrs: vec![VIP.into(), other.into(), direct.into()],
         times: 10,
     };
     let answer = node.pod()?.tell(&command)?;
@@ -130,7 +166,7 @@ fn a_udp_flow_leaves_a_removed_backend_and_keeps_one_that_stays() -> Result<()> 
     let _servers = servers(&node)?;
     let mut client = node.pod()?;
     let ask = Command::UdpUnconnected {
-        addrs: vec![VIP],
+        addrs: vec![VIP.into()],
         times: 1,
     };
     assert_eq!(client.tell(&ask)?.names, only(PODS[0], 1));
@@ -151,7 +187,7 @@ fn a_process_outside_the_cgroup_is_not_translated() -> Result<()> {
     let _servers = servers(&node)?;
     // It meets the node's unreachable route.
     let answer = node.outsider()?.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 2,
     })?;
     assert_eq!(answer.total(), 0);
@@ -168,7 +204,7 @@ fn an_address_that_is_no_service_is_left_alone() -> Result<()> {
     let mut client = node.pod()?;
     let direct = SocketAddrV4::new(PODS[4], TARGET);
     let answer = client.tell(&Command::Tcp {
-        addr: direct,
+        addr: direct.into(),
         times: 3,
     })?;
     assert_eq!(
@@ -180,7 +216,7 @@ fn an_address_that_is_no_service_is_left_alone() -> Result<()> {
     assert_eq!(
         client
             .tell(&Command::Tcp {
-                addr: unknown,
+                addr: unknown.into(),
                 times: 1
             })?
             .total(),
@@ -200,7 +236,7 @@ fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
     assert_eq!(
         client
             .tell(&Command::Tcp {
-                addr: EMPTY,
+                addr: EMPTY.into(),
                 times: 5
             })?
             .errors,
@@ -209,14 +245,14 @@ fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
     assert_eq!(
         client
             .tell(&Command::UdpConnected {
-                addr: EMPTY,
+                addr: EMPTY.into(),
                 times: 5
             })?
             .errors,
         refused
     );
     let unconnected = Command::UdpUnconnected {
-        addrs: vec![EMPTY],
+        addrs: vec![EMPTY.into()],
         times: 5,
     };
     assert_eq!(client.tell(&unconnected)?.errors, refused);
@@ -253,7 +289,10 @@ fn a_node_port_answers_on_the_nodes_address_and_on_its_loopback() -> Result<()> 
         (true, on(NODE)),
     ] {
         let client = if from_pod { &mut pod } else { &mut host };
-        let answer = client.tell(&Command::Tcp { addr, times: 40 })?;
+        let answer = client.tell(&Command::Tcp {
+            addr: addr.into(),
+            times: 40,
+        })?;
         assert_eq!(
             (names(&answer), answer.total()),
             (vec!["10.88.0.2", "10.88.0.3"], 40),
@@ -261,7 +300,7 @@ fn a_node_port_answers_on_the_nodes_address_and_on_its_loopback() -> Result<()> 
         );
         assert_eq!(answer.peers, only(addr, 40));
         let answer = client.tell(&Command::UdpUnconnected {
-            addrs: vec![addr],
+            addrs: vec![addr.into()],
             times: 2,
         })?;
         assert_eq!(
@@ -272,17 +311,17 @@ fn a_node_port_answers_on_the_nodes_address_and_on_its_loopback() -> Result<()> 
     }
     // A pod's loopback is the pod's.
     server.tell(&Command::TcpServe {
-        addr: on(Ipv4Addr::LOCALHOST),
+        addr: (on(Ipv4Addr::LOCALHOST)).into(),
         name: "mine".into(),
     })?;
     let answer = pod.tell(&Command::Tcp {
-        addr: on(Ipv4Addr::LOCALHOST),
+        addr: (on(Ipv4Addr::LOCALHOST)).into(),
         times: 3,
     })?;
     assert_eq!(answer.names, only("mine", 3));
     // Another address with that port is somebody else's.
     let answer = host.tell(&Command::Tcp {
-        addr: on(PODS[0]),
+        addr: (on(PODS[0])).into(),
         times: 1,
     })?;
     assert_eq!(answer.errors, [(ECONNREFUSED, 1)].into());
@@ -304,7 +343,7 @@ fn session_affinity_keeps_a_client_and_lets_go_of_a_removed_backend() -> Result<
     program(&mut datapath, &wanted)?;
     let _servers = servers(&node)?;
     let command = Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 40,
     };
     let first = node.pod()?.tell(&command)?.names;
@@ -352,7 +391,7 @@ fn session_affinity_ends_after_its_timeout() -> Result<()> {
         seen.extend(
             client
                 .tell(&Command::Tcp {
-                    addr: VIP,
+                    addr: VIP.into(),
                     times: 1,
                 })?
                 .names
@@ -386,14 +425,14 @@ fn local_only_uses_the_backends_of_this_node() -> Result<()> {
     program(&mut datapath, &wanted)?;
     let _servers = servers(&node)?;
     let answer = node.pod()?.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 20,
     })?;
     assert_eq!(answer.names, only(PODS[1], 20));
     wanted.sets.insert(local, Vec::new());
     program(&mut datapath, &wanted)?;
     let answer = node.pod()?.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     })?;
     assert_eq!(answer.errors, [(ECONNREFUSED, 1)].into());
@@ -413,13 +452,13 @@ fn two_nodes_on_one_machine_do_not_see_each_others_services() -> Result<()> {
     program(&mut second, &other)?;
     let (_a, _b) = (servers(&one)?, servers(&two)?);
     let command = Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 10,
     };
     assert_eq!(one.pod()?.tell(&command)?.names, only(PODS[0], 10));
     assert_eq!(two.pod()?.tell(&command)?.names, only(PODS[3], 10));
     let command = Command::UdpConnected {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     };
     assert_eq!(one.pod()?.tell(&command)?.total(), 1);

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -97,7 +97,7 @@ fn perform(command: Command) -> Result<Answer> {
             }
         }
         Command::UdpUnconnected { addrs, times } => {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = udp_socket(addrs.first().context("no address")?)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             for addr in addrs.iter().cycle().take(addrs.len() * times as usize) {
                 let result = ask(&socket, *addr, &mut answer);
@@ -121,8 +121,8 @@ fn note(result: io::Result<String>, answer: &mut Answer) {
     }
 }
 
-fn tcp_once(addr: SocketAddrV4, answer: &mut Answer) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&addr.into(), PATIENCE)?;
+fn tcp_once(addr: SocketAddr, answer: &mut Answer) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut name = String::new();
     stream.read_to_string(&mut name)?;
@@ -137,8 +137,16 @@ fn tcp_once(addr: SocketAddrV4, answer: &mut Answer) -> io::Result<String> {
     Ok(name)
 }
 
-fn udp_once(addr: SocketAddrV4, answer: &mut Answer) -> io::Result<String> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+/// Of the family of its peers.
+fn udp_socket(peer: &SocketAddr) -> io::Result<UdpSocket> {
+    match peer {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+fn udp_once(addr: SocketAddr, answer: &mut Answer) -> io::Result<String> {
+    let socket = udp_socket(&addr)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(addr)?;
     *answer
@@ -156,7 +164,7 @@ fn udp_once(addr: SocketAddrV4, answer: &mut Answer) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-fn ask(socket: &UdpSocket, addr: SocketAddrV4, answer: &mut Answer) -> io::Result<String> {
+fn ask(socket: &UdpSocket, addr: SocketAddr, answer: &mut Answer) -> io::Result<String> {
     socket.send_to(b"?", addr)?;
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
@@ -164,7 +172,7 @@ fn ask(socket: &UdpSocket, addr: SocketAddrV4, answer: &mut Answer) -> io::Resul
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-fn run_load(addr: SocketAddrV4, stop: &AtomicBool) -> Answer {
+fn run_load(addr: SocketAddr, stop: &AtomicBool) -> Answer {
     let mut answer = Answer::default();
     while !stop.load(Ordering::Relaxed) {
         let result = tcp_once(addr, &mut answer);

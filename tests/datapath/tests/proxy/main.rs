@@ -62,7 +62,7 @@ impl Running {
 
 fn names(client: &mut Probe) -> Result<Vec<String>> {
     let answer = client.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 30,
     })?;
     anyhow::ensure!(answer.errors.is_empty(), "{:?}", answer.errors);
@@ -95,7 +95,7 @@ async fn services_of_the_api_answer_and_follow_its_changes() -> Result<()> {
     api.put(SLICES, slice("web", &[]));
     proxy.applied(3).await?;
     let answer = client.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     })?;
     assert_eq!(answer.errors, [(111, 1)].into());
@@ -106,7 +106,7 @@ async fn services_of_the_api_answer_and_follow_its_changes() -> Result<()> {
     proxy.applied(5).await?;
     // No Service any more: the address is nobody's.
     let answer = client.tell(&Command::Tcp {
-        addr: VIP,
+        addr: VIP.into(),
         times: 1,
     })?;
     assert_eq!(answer.errors, [(113, 1)].into());
