@@ -33,8 +33,9 @@ pub use crate::{
     error::RuntimeError,
     shim_runtime::{RuntimeConfig, ShimRuntime},
     types::{
-        ContainerConfig, ContainerRef, ContainerState, ContainerStats, ContainerStatus, ExecConfig,
-        ExecSession, ExitStatus, PodRecord, RuntimeEvent, Sandbox, SandboxConfig,
+        AttachConfig, AttachSession, ContainerConfig, ContainerRef, ContainerState, ContainerStats,
+        ContainerStatus, ExecConfig, ExecSession, ExitStatus, PodRecord, RuntimeEvent, Sandbox,
+        SandboxConfig, Stdin,
     },
 };
 
@@ -99,6 +100,16 @@ pub trait Runtime: Send + Sync + 'static {
         id: &ContainerRef,
         config: ExecConfig,
     ) -> Result<ExecSession, RuntimeError>;
+
+    /// Connects a client to a running container's streams.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] if the container does not run.
+    async fn attach(
+        &self,
+        id: &ContainerRef,
+        config: AttachConfig,
+    ) -> Result<AttachSession, RuntimeError>;
 
     /// Resource use now.
     ///

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::types::ExitStatus;
+use crate::types::{ExitStatus, Stdin};
 
 /// Version of this protocol. A shim that is older than its daemon goes on with the version it has.
 pub const VERSION: u32 = 1;
@@ -55,6 +55,8 @@ pub enum Operation {
     },
     /// Run a command in a container. Without a terminal three descriptors come along: stdin, stdout, stderr.
     Exec(ExecRequest),
+    /// Connect a client to a running container. A pipe for each stream that it asks for comes along.
+    Attach(AttachRequest),
     /// Change the size of a container's terminal.
     Resize {
         /// Which container.
@@ -87,8 +89,8 @@ pub struct StartRequest {
     pub log_path: PathBuf,
     /// Give it a terminal (the spec says so too).
     pub tty: bool,
-    /// Keep its stdin open.
-    pub stdin: bool,
+    /// What its stdin is.
+    pub stdin: Stdin,
     /// File with an `oom_kill` counter: `memory.oom_control` (v1) or `memory.events` (v2).
     pub oom_file: Option<PathBuf>,
 }
@@ -105,6 +107,20 @@ pub struct ExecRequest {
     pub tty: bool,
     /// The container's cgroup directories, to be joined.
     pub cgroups: Vec<PathBuf>,
+}
+
+/// A client to connect to a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachRequest {
+    /// Which container.
+    pub container_id: String,
+    /// A way to its stdin (or its terminal) is to come with the reply, if there is one.
+    pub stdin: bool,
+    /// The first descriptor gets its output (or what its terminal shows) from now on.
+    pub stdout: bool,
+    /// The next one gets its errors.
+    pub stderr: bool,
 }
 
 /// What the shim sends.
@@ -151,6 +167,8 @@ pub enum Reply {
         /// Process id.
         pid: i32,
     },
+    /// To [`Operation::Attach`]. The container's stdin comes along.
+    Attached,
     /// To [`Operation::State`].
     State {
         /// Ids of the containers that run or have not been deleted.

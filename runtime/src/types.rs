@@ -53,8 +53,21 @@ pub struct ContainerConfig {
     pub annotations: BTreeMap<String, String>,
     /// Give the container a terminal.
     pub tty: bool,
-    /// Keep stdin open for `attach`.
-    pub stdin: bool,
+    /// What its stdin is.
+    pub stdin: Stdin,
+}
+
+/// What a container reads from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stdin {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// Whoever is attached, one after the other; it has no end (`stdin`).
+    Open,
+    /// The first who is attached, and it ends when that one closes it (`stdinOnce`). A terminal does not end.
+    Once,
 }
 
 /// Names one container instance within a pod.
@@ -166,6 +179,30 @@ pub struct ExecSession {
     pub resize: Option<tokio::sync::mpsc::Sender<(u16, u16)>>,
     /// Resolves to the exit code.
     pub exit: futures::future::BoxFuture<'static, Result<i32, RuntimeError>>,
+}
+
+/// What of a running container a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachConfig {
+    /// Write to its stdin.
+    pub stdin: bool,
+    /// Read its stdout.
+    pub stdout: bool,
+    /// Read its stderr.
+    pub stderr: bool,
+}
+
+/// A client's connection to a running container. Output begins where it was when the client came, and ends with the
+/// container.
+pub struct AttachSession {
+    /// Writes to its stdin (or its terminal), if it has one that is still open.
+    pub stdin: Option<Box<dyn tokio::io::AsyncWrite + Send + Unpin>>,
+    /// Its stdout (or its terminal).
+    pub stdout: Option<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
+    /// Its stderr; ends at once with a terminal.
+    pub stderr: Option<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
+    /// Changes its terminal's size: (columns, rows).
+    pub resize: tokio::sync::mpsc::Sender<(u16, u16)>,
 }
 
 /// Resource use of one container, read from its cgroup.

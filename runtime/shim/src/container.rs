@@ -9,13 +9,14 @@ use std::{
 
 use jiff::Timestamp;
 use skiff_runtime::{
-    ExitStatus, cgroup,
+    ExitStatus, Stdin, cgroup,
     files::{self, RunState},
     layout::{EXIT_FILE, STATE_FILE},
-    protocol::StartRequest,
+    protocol::{AttachRequest, StartRequest},
 };
 
 use crate::{
+    attach::Followers,
     error::{ShimError, system},
     log::{CriLog, LineBuffer},
     say,
@@ -32,8 +33,10 @@ pub(crate) struct Container {
     oom_file: Option<PathBuf>,
     log: CriLog,
     streams: Vec<Stream>,
+    followers: Followers,
     /// Kept open for `attach`: closing it would end the container's input.
-    _stdin: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    stdin_mode: Stdin,
     /// A duplicate of the terminal's master, to change its size.
     terminal: Option<OwnedFd>,
     state: State,
@@ -103,7 +106,9 @@ impl Container {
             oom_file: request.oom_file.clone(),
             log,
             streams,
-            _stdin: stdin,
+            followers: Followers::default(),
+            stdin,
+            stdin_mode: request.stdin,
             terminal: None,
             state: State::Starting,
         })
@@ -203,7 +208,9 @@ impl Container {
     /// What to poll: (stream's number, descriptor).
     pub(crate) fn readable_streams(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let blocked = self.log.is_blocked();
-        let streams = self.streams.iter().enumerate().filter(move |_| !blocked);
+        let streams = self.streams.iter().enumerate();
+        let streams = streams
+            .filter(move |(_, stream)| !blocked && !self.followers.is_behind(stream.lines.name()));
         streams.map(|(number, stream)| (number, stream.fd.as_fd()))
     }
 
@@ -227,17 +234,21 @@ impl Container {
         };
         match nix::unistd::read(&stream.fd, buffer).map_err(io::Error::from) {
             Ok(length) if length > 0 => {
-                self.log
-                    .add(&mut stream.lines, buffer.get(..length).unwrap_or_default());
+                let bytes = buffer.get(..length).unwrap_or_default();
+                self.log.add(&mut stream.lines, bytes);
+                self.followers.write(stream.lines.name(), bytes);
             }
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             // The end; of a terminal it is an error.
-            _ => {
-                let mut ended = self.streams.remove(number);
-                self.log.end(&mut ended.lines);
-            }
+            _ => self.end_stream(number),
         }
+    }
+
+    fn end_stream(&mut self, number: usize) {
+        let mut ended = self.streams.remove(number);
+        self.log.end(&mut ended.lines);
+        self.followers.end(ended.lines.name());
     }
 
     /// Takes everything that is left in the pipes: nobody writes any more.
@@ -248,16 +259,65 @@ impl Container {
         {
             match nix::unistd::read(&stream.fd, &mut buffer) {
                 Ok(length) if length > 0 => {
-                    self.log
-                        .add(&mut stream.lines, buffer.get(..length).unwrap_or_default());
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    self.log.add(&mut stream.lines, bytes);
+                    self.followers.write(stream.lines.name(), bytes);
                 }
                 Err(nix::errno::Errno::EINTR) => {}
-                _ => {
-                    let mut ended = self.streams.remove(0);
-                    self.log.end(&mut ended.lines);
-                }
+                _ => self.end_stream(0),
             }
         }
+    }
+
+    /// Pipes of clients that have not taken everything: to be watched for room.
+    pub(crate) fn behind(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.followers.behind()
+    }
+
+    /// Some client may take more.
+    pub(crate) fn feed_followers(&mut self) {
+        self.followers.flush();
+    }
+
+    /// Connects a client: `pipes` for the streams that it asks for. Gives a way to stdin if it asks for one and there is
+    /// one; with [`Stdin::Once`] the only one.
+    pub(crate) fn attach(
+        &mut self,
+        request: &AttachRequest,
+        pipes: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, ShimError> {
+        if self.pid().is_none() {
+            return Err(ShimError::Refused(
+                "the container is not running".to_owned(),
+            ));
+        }
+        let streams = [(request.stdout, "stdout"), (request.stderr, "stderr")];
+        let wanted: Vec<_> = streams.into_iter().filter(|(asked, _)| *asked).collect();
+        if wanted.len() != pipes.len() {
+            return Err(ShimError::Refused(
+                "attaching needs a pipe for each stream".to_owned(),
+            ));
+        }
+        for pipe in &pipes {
+            set_nonblocking(pipe).map_err(system("preparing a client's pipe"))?;
+        }
+        let stdin = match (&self.terminal, self.stdin_mode) {
+            _ if !request.stdin => None,
+            (_, Stdin::Empty) => None,
+            (Some(terminal), _) => Some(terminal.try_clone()),
+            (None, Stdin::Once) => self.stdin.take().map(Ok),
+            (None, Stdin::Open) => self.stdin.as_ref().map(OwnedFd::try_clone),
+        };
+        let stdin = stdin
+            .transpose()
+            .map_err(system("handing over the container's stdin"))?;
+        for ((_, stream), pipe) in wanted.into_iter().zip(pipes) {
+            // A terminal has no stderr, and a stream that has ended says nothing more.
+            if self.streams.iter().any(|open| open.lines.name() == stream) {
+                self.followers.add(stream, pipe);
+            }
+        }
+        Ok(stdin)
     }
 
     pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<(), ShimError> {

@@ -42,6 +42,10 @@ impl LineBuffer {
             partial: Vec::new(),
         }
     }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
 }
 
 impl CriLog {

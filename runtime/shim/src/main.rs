@@ -8,6 +8,7 @@
 //! Started by the daemon with its pod's directory as working directory, the listening socket as descriptor 3
 //! and the pod's UID as its only argument. Ends by the `shutdown` request alone; signals are ignored.
 
+mod attach;
 mod container;
 mod create;
 mod error;
@@ -15,6 +16,7 @@ mod exec;
 mod executable;
 mod log;
 mod process;
+mod ready;
 mod shim;
 mod stdio;
 mod terminal;

@@ -5,11 +5,9 @@ use std::{
     fs,
     io::{self, ErrorKind},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         signalfd::SignalFd,
@@ -20,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use skiff_runtime::protocol::{
-    self, Event, ExecRequest, Message, Operation, Reply, Request, StartRequest,
+    self, AttachRequest, Event, ExecRequest, Message, Operation, Reply, Request, StartRequest,
 };
 
 use crate::{
@@ -28,48 +26,38 @@ use crate::{
     create::{self, Outcome},
     error::{ShimError, chain, system},
     exec::{self, Streams},
-    process, say, stdio,
+    process,
+    ready::Source,
+    say, stdio,
 };
 
 /// The listening socket that the daemon has put in place.
 const LISTENER_FD: i32 = 3;
-/// How often a log that cannot be written is tried again.
-const LOG_RETRY: Duration = Duration::from_secs(1);
 /// Containers' output is read in pieces of this size.
 const READ_SIZE: usize = 8 * 1024;
 
 /// The shim.
 pub(crate) struct Shim {
-    listener: OwnedFd,
-    signals: SignalFd,
-    connections: BTreeMap<u64, OwnedFd>,
+    pub(crate) listener: OwnedFd,
+    pub(crate) signals: SignalFd,
+    pub(crate) connections: BTreeMap<u64, OwnedFd>,
     next_connection: u64,
-    containers: BTreeMap<String, Container>,
+    pub(crate) containers: BTreeMap<String, Container>,
     /// Commands at work: process id to the connection that asked.
     execs: HashMap<i32, u64>,
-    forks: Vec<Fork>,
+    pub(crate) forks: Vec<Fork>,
     /// Children that ended before their fork has told us of them.
     strangers: HashMap<i32, ProcessExit>,
     shutdown: Option<(u64, u64)>,
 }
 
 /// A fork at work for a request.
-struct Fork {
-    socket: OwnedFd,
+pub(crate) struct Fork {
+    pub(crate) socket: OwnedFd,
     connection: u64,
     request: u64,
     /// The container that it starts; `None` if it runs a command.
     starts: Option<String>,
-}
-
-/// What a descriptor that is ready belongs to.
-enum Source {
-    Listener,
-    Signals,
-    Connection(u64),
-    /// By the number of its descriptor.
-    Fork(i32),
-    Output(String, usize),
 }
 
 impl Shim {
@@ -119,50 +107,6 @@ impl Shim {
         }
     }
 
-    /// Waits until something is ready.
-    fn ready(&self) -> Result<Vec<Source>, ShimError> {
-        let mut sources = vec![Source::Listener, Source::Signals];
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.listener.as_fd(), self.signals.as_fd()];
-        for (id, socket) in &self.connections {
-            sources.push(Source::Connection(*id));
-            fds.push(socket.as_fd());
-        }
-        for fork in &self.forks {
-            sources.push(Source::Fork(fork.socket.as_raw_fd()));
-            fds.push(fork.socket.as_fd());
-        }
-        for (id, container) in &self.containers {
-            // From the last: an ended stream is taken out and moves those behind it.
-            let mut streams: Vec<_> = container.readable_streams().collect();
-            streams.reverse();
-            for (number, fd) in streams {
-                sources.push(Source::Output(id.clone(), number));
-                fds.push(fd);
-            }
-        }
-        let mut polled: Vec<_> = fds
-            .into_iter()
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
-        let blocked = self.containers.values().any(Container::is_blocked);
-        let timeout = if blocked {
-            PollTimeout::try_from(LOG_RETRY).ok()
-        } else {
-            None
-        };
-        match poll(&mut polled, timeout.unwrap_or(PollTimeout::NONE)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(system("polling")(errno)),
-        }
-        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let ready: Vec<bool> = polled.iter().map(ready).collect();
-        Ok(sources
-            .into_iter()
-            .zip(ready)
-            .filter_map(|(s, ready)| ready.then_some(s))
-            .collect())
-    }
-
     fn handle(&mut self, source: Source, buffer: &mut [u8]) -> Result<(), ShimError> {
         match source {
             Source::Listener => self.accept(),
@@ -175,6 +119,11 @@ impl Shim {
             Source::Output(id, number) => {
                 if let Some(container) = self.containers.get_mut(&id) {
                     container.read(number, buffer);
+                }
+            }
+            Source::Followers(id) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.feed_followers();
                 }
             }
         }
@@ -224,6 +173,7 @@ impl Shim {
                 .signal(&container_id, signal)
                 .map(|()| Some(Reply::Done)),
             Operation::Exec(exec) => self.exec(connection, id, exec, fds).map(|()| None),
+            Operation::Attach(attach) => self.attach(connection, id, &attach, fds).map(|()| None),
             Operation::Resize {
                 container_id,
                 columns,
@@ -309,6 +259,23 @@ impl Shim {
         self.fork(connection, request, None, |socket| {
             create::report(socket, exec::exec(&exec, &dir, init, streams))
         })
+    }
+
+    fn attach(
+        &mut self,
+        connection: u64,
+        request: u64,
+        attach: &AttachRequest,
+        pipes: Vec<OwnedFd>,
+    ) -> Result<(), ShimError> {
+        let container = self
+            .containers
+            .get_mut(&attach.container_id)
+            .ok_or_else(|| unknown(&attach.container_id))?;
+        let stdin = container.attach(attach, pipes)?;
+        let stdin: Vec<_> = stdin.iter().map(AsFd::as_fd).collect();
+        self.reply(connection, request, Reply::Attached, &stdin);
+        Ok(())
     }
 
     /// Has a fork do `work` and report on the socket it is given.
@@ -476,9 +443,7 @@ impl Shim {
     }
 
     fn container(&self, id: &str) -> Result<&Container, ShimError> {
-        self.containers
-            .get(id)
-            .ok_or_else(|| ShimError::Refused(format!("container {id} not found")))
+        self.containers.get(id).ok_or_else(|| unknown(id))
     }
 
     fn signal(&self, id: &str, signal: i32) -> Result<(), ShimError> {
@@ -516,4 +481,8 @@ impl Shim {
             self.connections.remove(&connection);
         }
     }
+}
+
+fn unknown(id: &str) -> ShimError {
+    ShimError::Refused(format!("container {id} not found"))
 }

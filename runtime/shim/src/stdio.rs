@@ -10,6 +10,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     unistd::pipe2,
 };
+use skiff_runtime::Stdin;
 
 /// The container's ends.
 pub(crate) struct ContainerStdio {
@@ -27,8 +28,8 @@ pub(crate) struct OurStdio {
 }
 
 /// Makes the pipes of a container without a terminal.
-pub(crate) fn pipes(stdin: bool) -> io::Result<(OurStdio, ContainerStdio)> {
-    let (stdin, our_stdin) = if stdin {
+pub(crate) fn pipes(stdin: Stdin) -> io::Result<(OurStdio, ContainerStdio)> {
+    let (stdin, our_stdin) = if stdin != Stdin::Empty {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
         (reader, Some(writer))
     } else {

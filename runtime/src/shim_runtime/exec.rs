@@ -19,7 +19,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::ShimRuntime;
+use super::{ShimRuntime, pod::Pod};
 use crate::{
     ContainerRef, ContainerState, ExecConfig, ExecSession, RuntimeError, client,
     protocol::{ExecRequest, Operation, Reply},
@@ -31,16 +31,7 @@ impl ShimRuntime {
         id: &ContainerRef,
         config: ExecConfig,
     ) -> Result<ExecSession, RuntimeError> {
-        let pod = self.shared.pod(&id.pod_uid)?;
-        let status = pod
-            .status(&id.container_id)?
-            .ok_or_else(|| RuntimeError::NotFound {
-                what: "container",
-                id: id.container_id.clone(),
-            })?;
-        if !matches!(status.state, ContainerState::Running { .. }) {
-            return Err(failed("the container is not running".to_owned()));
-        }
+        let pod = self.of_running(id)?;
         let client = pod.client()?;
         self.expect_entry(&pod.uid, &pod.dir);
         let request = ExecRequest {
@@ -71,6 +62,22 @@ impl ShimRuntime {
             (Some(ours), _) => ours.session(exit).map_err(io_failed),
             (None, Some(master)) => self.terminal(master, config.stdin, exit).map_err(io_failed),
             (None, None) => Err(failed("no terminal came with the answer".to_owned())),
+        }
+    }
+
+    /// The pod and the shim of a container that runs.
+    pub(super) fn of_running(&self, id: &ContainerRef) -> Result<Arc<Pod>, RuntimeError> {
+        let pod = self.shared.pod(&id.pod_uid)?;
+        let status = pod
+            .status(&id.container_id)?
+            .ok_or_else(|| RuntimeError::NotFound {
+                what: "container",
+                id: id.container_id.clone(),
+            })?;
+        if matches!(status.state, ContainerState::Running { .. }) {
+            Ok(pod)
+        } else {
+            Err(failed("the container is not running".to_owned()))
         }
     }
 
@@ -161,14 +168,14 @@ fn exit_code(receiver: oneshot::Receiver<i32>, pod_uid: &str) -> Exit {
     .boxed()
 }
 
-fn failed(message: String) -> RuntimeError {
+pub(super) fn failed(message: String) -> RuntimeError {
     RuntimeError::Shim {
         operation: "running a command",
         message,
     }
 }
 
-fn io_failed(source: io::Error) -> RuntimeError {
+pub(super) fn io_failed(source: io::Error) -> RuntimeError {
     RuntimeError::io("making the streams of", Path::new("a command"), source)
 }
 
@@ -190,7 +197,14 @@ fn set_size(terminal: &AsyncFd<OwnedFd>, columns: u16, rows: u16) -> io::Result<
 }
 
 /// The master of a pseudo-terminal.
-struct Terminal(Arc<AsyncFd<OwnedFd>>);
+pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+impl Terminal {
+    /// For writing to it only; `master` is nonblocking.
+    pub(super) fn of(master: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Arc::new(client::register(master)?)))
+    }
+}
 
 impl AsyncRead for Terminal {
     fn poll_read(

@@ -3,6 +3,7 @@
 //! Holds one connection per pod, with one task that reads from it. Nothing is remembered here that is not in
 //! the pod's directory too: [`ShimRuntime::open`] finds the same pods that an earlier daemon left.
 
+mod attach;
 mod container;
 mod exec;
 mod pod;
@@ -24,8 +25,8 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 use self::pod::Pod;
 use crate::{
-    ContainerConfig, ContainerRef, ContainerStats, ExecConfig, ExecSession, PodRecord, Runtime,
-    RuntimeError, RuntimeEvent, Sandbox, SandboxConfig,
+    AttachConfig, AttachSession, ContainerConfig, ContainerRef, ContainerStats, ExecConfig,
+    ExecSession, PodRecord, Runtime, RuntimeError, RuntimeEvent, Sandbox, SandboxConfig,
     cgroup::NodeCgroups,
     container_spec::Privileges,
     layout::{PID_FILE, PodDir},
@@ -236,6 +237,14 @@ impl Runtime for ShimRuntime {
         config: ExecConfig,
     ) -> Result<ExecSession, RuntimeError> {
         self.run_command(id, config).await
+    }
+
+    async fn attach(
+        &self,
+        id: &ContainerRef,
+        config: AttachConfig,
+    ) -> Result<AttachSession, RuntimeError> {
+        self.connect_client(id, config).await
     }
 
     async fn stats(&self, id: &ContainerRef) -> Result<ContainerStats, RuntimeError> {

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
 use skiff_netns::NodeNetns;
 use skiff_runtime::{
     ContainerConfig, ContainerRef, ContainerState, ExecConfig, ExitStatus, Runtime, RuntimeConfig,
-    RuntimeError, Sandbox, SandboxConfig, ShimRuntime,
+    RuntimeError, Sandbox, SandboxConfig, ShimRuntime, Stdin,
 };
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -182,7 +182,7 @@ impl Node {
             log_path: self.log(pod, name),
             annotations: BTreeMap::from([("spec-hash".to_owned(), "1".to_owned())]),
             tty: false,
-            stdin: false,
+            stdin: Stdin::Empty,
         }
     }
 

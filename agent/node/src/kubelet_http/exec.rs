@@ -1,6 +1,4 @@
-//! `/exec` and `/attach` over WebSocket.
-
-use std::sync::Arc;
+//! `/exec` over WebSocket, and what `/attach` shares with it.
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
@@ -15,28 +13,24 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::channel::{self, ClientFrame};
-use super::logs::find_log;
 use super::{Context, Refusal, find_pod, running};
-use crate::logs::Stream;
-use crate::logs::options::LogOptions;
-use crate::logs::stream::{Chunk, LogReader};
 
 /// Messages that may wait for a slow client.
-const QUEUE: usize = 16;
+pub(super) const QUEUE: usize = 16;
 
 /// What the client wants connected.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Streams {
-    command: Vec<String>,
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
-    tty: bool,
+pub(super) struct Streams {
+    pub command: Vec<String>,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
 }
 
 impl Streams {
     /// Both spellings: kubelet's (`input`, `1`) and the API's (`stdin`, `true`).
-    fn parse(query: Vec<(String, String)>) -> Self {
+    pub(super) fn parse(query: Vec<(String, String)>) -> Self {
         let mut streams = Self::default();
         for (name, value) in query {
             let on = matches!(value.as_str(), "1" | "true");
@@ -54,7 +48,7 @@ impl Streams {
 }
 
 /// Takes the request over as a WebSocket that speaks one of our protocols.
-async fn upgrade(request: Request) -> Result<WebSocketUpgrade, Refusal> {
+pub(super) async fn upgrade(request: Request) -> Result<WebSocketUpgrade, Refusal> {
     let (mut parts, _body) = request.into_parts();
     let offered: Vec<String> = parts
         .headers
@@ -117,7 +111,7 @@ pub(super) async fn exec(
     }))
 }
 
-type Outgoing = mpsc::Sender<(u8, Vec<u8>)>;
+pub(super) type Outgoing = mpsc::Sender<(u8, Vec<u8>)>;
 
 async fn serve_exec(socket: WebSocket, session: ExecSession, streams: &Streams) {
     let ExecSession {
@@ -143,19 +137,7 @@ async fn serve_exec(socket: WebSocket, session: ExecSession, streams: &Streams) 
         }
     };
     let output = async {
-        let forward = async {
-            while let Some((channel, data)) = outgoing.recv().await {
-                if sink
-                    .send(Message::Binary(channel::encode(channel, &data)))
-                    .await
-                    .is_err()
-                {
-                    // Go on reading, so that the command is not blocked by a client that left.
-                    outgoing.close();
-                }
-            }
-        };
-        let ((), (), (), code) = tokio::join!(forward, out, err, exit);
+        let ((), (), (), code) = tokio::join!(forward(&mut outgoing, &mut sink), out, err, exit);
         let status = match code {
             Ok(code) => channel::exit_status(code),
             Err(error) => channel::failure_status(&chain(&error).to_string()),
@@ -172,8 +154,22 @@ async fn serve_exec(socket: WebSocket, session: ExecSession, streams: &Streams) 
     }
 }
 
+/// Sends what the streams say.
+pub(super) async fn forward(
+    outgoing: &mut mpsc::Receiver<(u8, Vec<u8>)>,
+    sink: &mut SplitSink<WebSocket, Message>,
+) {
+    while let Some((channel, data)) = outgoing.recv().await {
+        let message = Message::Binary(channel::encode(channel, &data));
+        if sink.send(message).await.is_err() {
+            // Go on reading, so that the command is not blocked by a client that left.
+            outgoing.close();
+        }
+    }
+}
+
 /// Copies a stream of the command to the client, or nowhere if it is not wanted.
-async fn pump_output(
+pub(super) async fn pump_output(
     mut from: Box<dyn AsyncRead + Send + Unpin>,
     channel: Option<u8>,
     to: Outgoing,
@@ -188,7 +184,7 @@ async fn pump_output(
 }
 
 /// Hands the client's input on. Returns when the client has left.
-async fn pump_input(
+pub(super) async fn pump_input(
     mut incoming: SplitStream<WebSocket>,
     mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     resize: Option<mpsc::Sender<(u16, u16)>>,
@@ -227,7 +223,7 @@ async fn pump_input(
     }
 }
 
-async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
+pub(super) async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
     let frame = channel::encode(channel::ERROR, status.to_string().as_bytes());
     let close = CloseFrame {
         code: 1000,
@@ -236,68 +232,6 @@ async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
     if sink.send(Message::Binary(frame)).await.is_ok() {
         drop(sink.send(Message::Close(Some(close))).await);
     }
-}
-
-/// Attaching shows the output from now on, read from the log. Input cannot be attached: the runtime keeps no
-/// way to a running container's stdin.
-pub(super) async fn attach(
-    State(ctx): State<Context>,
-    Path((namespace, name, container)): Path<(String, String, String)>,
-    Query(query): Query<Vec<(String, String)>>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    let streams = Streams::parse(query);
-    if streams.stdin {
-        return Err(Refusal {
-            status: StatusCode::NOT_IMPLEMENTED,
-            reason: "NotImplemented",
-            message: "attaching stdin is not supported by this node yet; use exec".to_owned(),
-        });
-    }
-    let pod = find_pod(&ctx, &namespace, &name)?;
-    running(&ctx, &pod, &container).await?;
-    let (path, liveness) = find_log(&ctx, &pod, &container, false).await?;
-    let options = LogOptions {
-        follow: true,
-        tail: Some(0),
-        ..LogOptions::default()
-    };
-    let reader = LogReader::open(&path, options)
-        .await
-        .map_err(|error| Refusal::internal(format!("reading the log: {error}")))?;
-    let upgrade = upgrade(request).await?;
-    let ctx = Arc::clone(&ctx);
-    Ok(upgrade.on_upgrade(async move |socket| {
-        let (mut sink, incoming) = socket.split();
-        let id = liveness.id.clone();
-        let (sender, mut chunks) = mpsc::channel::<Chunk>(QUEUE);
-        let forward = async {
-            while let Some(chunk) = chunks.recv().await {
-                let (wanted, channel) = match chunk.stream {
-                    Stream::Stdout => (streams.stdout, channel::STDOUT),
-                    Stream::Stderr => (streams.stderr, channel::STDERR),
-                };
-                let message = Message::Binary(channel::encode(channel, &chunk.bytes));
-                if wanted && sink.send(message).await.is_err() {
-                    break;
-                }
-            }
-        };
-        tokio::select! {
-            (_read, ()) = async { tokio::join!(reader.run(liveness, sender), forward) } => {}
-            () = pump_input(incoming, None, None) => return,
-        }
-        let record = ctx.runtime.pod(&id.pod_uid).await.ok();
-        let code = record
-            .iter()
-            .flat_map(|record| &record.containers)
-            .find(|instance| instance.id == id)
-            .and_then(|instance| match &instance.state {
-                skiff_runtime::ContainerState::Exited(exit) => Some(exit.exit_code),
-                _ => None,
-            });
-        finish(&mut sink, &channel::exit_status(code.unwrap_or(0))).await;
-    }))
 }
 
 #[cfg(test)]

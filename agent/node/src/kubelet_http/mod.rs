@@ -4,6 +4,7 @@
 //! `/portForward` is not served yet. Who may call is decided before: the router is reachable in process or
 //! behind the caller's own TLS.
 
+mod attach;
 mod channel;
 mod exec;
 mod logs;
@@ -39,7 +40,7 @@ pub(crate) fn router(ctx: Context) -> Router {
             get(logs::container_logs),
         )
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
-        .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
+        .route("/attach/{namespace}/{pod}/{container}", any(attach::attach))
         .route("/portForward/{namespace}/{pod}", any(port_forward))
         .with_state(ctx)
 }

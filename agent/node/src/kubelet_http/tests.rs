@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::Request;
 use http_body_util::BodyExt;
-use skiff_runtime::{ContainerConfig, Runtime, SandboxConfig};
+use skiff_runtime::{ContainerConfig, Runtime, SandboxConfig, Stdin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tower::ServiceExt;
 
@@ -42,7 +42,7 @@ async fn node_with_pod() -> TestNode {
         log_path: log.clone(),
         annotations: [(annotations::LOG_PATH.to_owned(), log.display().to_string())].into(),
         tty: false,
-        stdin: false,
+        stdin: Stdin::Empty,
     };
     node.runtime.start_container(config).await.unwrap();
     node
@@ -116,10 +116,11 @@ async fn refusals_name_what_is_wrong() {
             400,
             "WebSocket upgrade needed",
         ),
+        ("/attach/default/web/c", 400, "at least 1 of stdin"),
         (
             "/attach/default/web/c?stdin=true",
-            501,
-            "attaching stdin is not supported",
+            400,
+            "WebSocket upgrade needed",
         ),
     ] {
         let (code, body) = get(&node, path).await;
@@ -226,19 +227,15 @@ async fn an_unknown_protocol_is_refused() {
 }
 
 #[tokio::test]
-async fn attach_shows_what_comes_and_the_end() {
+async fn attach_connects_both_ways_until_the_output_ends() {
     let node = node_with_pod().await;
-    let path = "/attach/default/web/c?stdout=true";
+    let path = "/attach/default/web/c?stdin=true&stdout=true";
     let (mut client, _) = Client::connect(&node, path, "v5.channel.k8s.io").await;
-    let log = node
-        .context
-        .config
-        .log_dir("default", "web", "uid-web")
-        .join("c/0.log");
-    let mut file = std::fs::OpenOptions::new().append(true).open(log).unwrap();
-    std::io::Write::write_all(&mut file, b"2026-01-02T03:04:06Z stdout F more\n").unwrap();
-    assert_eq!(client.next().await.1, b"\x01more\n");
-    node.runtime.exit("uid-web", "c", 0);
+    client.send(b"\0hello").await;
+    assert_eq!(client.next().await.1, b"\x01hello");
+    client.send(b"\xff\0").await;
     let (_, status) = client.next().await;
+    assert_eq!(status[0], channel::ERROR);
     assert!(String::from_utf8_lossy(&status[1..]).contains("\"Success\""));
+    assert_eq!(client.next().await.0, 8, "close");
 }

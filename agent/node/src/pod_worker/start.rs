@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, LifecycleHandler, Pod, Secret};
 use skiff_client::{EventKind, chain};
-use skiff_runtime::{ContainerConfig, ContainerRef, RuntimeError};
+use skiff_runtime::{ContainerConfig, ContainerRef, RuntimeError, Stdin};
 
 use super::image::PreparedImage;
 use super::{Outcome, Worker, files, mounts, stop, volumes};
@@ -227,7 +227,11 @@ impl Start {
             log_path,
             annotations,
             tty: self.container.tty == Some(true),
-            stdin: self.container.stdin == Some(true),
+            stdin: match (self.container.stdin, self.container.stdin_once) {
+                (Some(true), Some(true)) => Stdin::Once,
+                (Some(true), _) => Stdin::Open,
+                _ => Stdin::Empty,
+            },
         })
     }
 

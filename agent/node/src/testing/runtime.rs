@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use parking_lot::Mutex;
 use skiff_runtime::{
-    ContainerConfig, ContainerRef, ContainerState, ContainerStats, ContainerStatus, ExecConfig,
-    ExecSession, ExitStatus, PodRecord, Runtime, RuntimeError, RuntimeEvent, Sandbox,
-    SandboxConfig,
+    AttachConfig, AttachSession, ContainerConfig, ContainerRef, ContainerState, ContainerStats,
+    ContainerStatus, ExecConfig, ExecSession, ExitStatus, PodRecord, Runtime, RuntimeError,
+    RuntimeEvent, Sandbox, SandboxConfig,
 };
 use tokio::sync::broadcast;
 
@@ -329,6 +329,25 @@ impl Runtime for FakeRuntime {
             stderr: Some(Box::new(std::io::Cursor::new(b"err".to_vec()))),
             resize: None,
             exit: async move { Ok(code) }.boxed(),
+        })
+    }
+
+    /// Like `cat`, until its input ends.
+    async fn attach(
+        &self,
+        _id: &ContainerRef,
+        config: AttachConfig,
+    ) -> Result<AttachSession, RuntimeError> {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let (reader, _) = tokio::io::split(ours);
+        let boxed = |reader| Box::new(reader) as Box<dyn tokio::io::AsyncRead + Send + Unpin>;
+        Ok(AttachSession {
+            stdin: config
+                .stdin
+                .then(|| Box::new(theirs) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>),
+            stdout: config.stdout.then(|| boxed(reader)),
+            stderr: None,
+            resize: tokio::sync::mpsc::channel(1).0,
         })
     }
 

@@ -162,16 +162,11 @@ pub(crate) const LOGS_EXEC_ATTACH_CP: &[Step] = &[
         0,
         &["deep"],
     ),
-    // Not there yet: they say so.
+    // Not there yet: it says so.
     (
         "k port-forward pod/two 16379:6379",
         1,
         &["port-forward is not supported by this node yet"],
-    ),
-    (
-        "k attach -i two -c b",
-        1,
-        &["attaching stdin is not supported by this node yet; use exec"],
     ),
     (
         "k delete pod two crash --now --timeout=60s",
@@ -190,6 +185,27 @@ pub(crate) const RUN_AND_EXPOSE: &[Step] = &[
         "k wait --for=jsonpath='{.status.phase}'=Failed pod -l l=1 --timeout=90s; k logs once; k get pod once",
         0,
         &["pod/once condition met", "X is 1", "once   0/1     Error"],
+    ),
+    // Input goes to the container, whose end is kubectl's.
+    (
+        "echo hello | k run -i --rm piped --image=$PYTHON --restart=Never --command -- cat",
+        0,
+        &["hello", "pod \"piped\" deleted"],
+    ),
+    (
+        "echo now | k run -i --rm code --image=$PYTHON --restart=Never --command -- sh -c 'read when; echo $when; exit 5'",
+        5,
+        &["now", "pod \"code\" deleted"],
+    ),
+    (
+        "export -f k; echo skiff | SHELL=/bin/bash timeout 60 script -qec \"k run -it --rm asks --image=$PYTHON --restart=Never --command -- python3 -c 'import os; print(os.isatty(0), input().upper())'\" /dev/null",
+        0,
+        &["True SKIFF", "pod \"asks\" deleted"],
+    ),
+    (
+        "k run stays --image=$PYTHON --restart=Never -i --attach=false --command -- sh -c 'while read line; do echo got $line; [ $line = end ] && exit; done' && k wait --for=condition=Ready pod/stays --timeout=60s && (echo one; echo end) | k attach -i stays",
+        0,
+        &["pod/stays created", "condition met", "got one", "got end"],
     ),
     (
         "k run fine --image=$PYTHON --restart=Never --command -- true; k wait --for=jsonpath='{.status.phase}'=Succeeded pod/fine --timeout=90s; k get pod fine",
@@ -249,6 +265,7 @@ pub(crate) const RUN_AND_EXPOSE: &[Step] = &[
         0,
         &[
             "pod \"once\" deleted",
+            "pod \"stays\" deleted",
             "service \"web\" deleted",
             "deployment.apps \"d\" deleted",
         ],
