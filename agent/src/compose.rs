@@ -36,6 +36,7 @@ use crate::{
     config::{DNS_PORT, NodeSettings, UpSettings},
     in_process::{self, LocalKubelet},
     lock, memory,
+    paths::PodPaths,
     pki::Authority,
     publish::Publisher,
     shutdown,
@@ -100,8 +101,14 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     });
     start_control_plane(&router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
+    let paths = PodPaths::new(datapath.pods()?, settings.node.netns.clone());
     start_proxy(&settings, &router, datapath, &mut tasks, &token)?;
-    let runtime = start_node(&settings, images, &router, &kubelet, &mut tasks, &token).await?;
+    let parts = NodeParts {
+        images,
+        paths: Arc::new(paths),
+        kubelet,
+    };
+    let runtime = start_node(&settings, parts, &router, &mut tasks, &token).await?;
     start_publishers(publishers, &settings, &router, &mut tasks, &token);
     let kubeconfig = settings.node.admin_kubeconfig();
     authority.write_admin_kubeconfig(&kubeconfig, settings.api_bind)?;
@@ -266,11 +273,17 @@ fn start_proxy(
     Ok(())
 }
 
+/// What the node agent works with.
+struct NodeParts {
+    images: ImageStore,
+    paths: Arc<PodPaths>,
+    kubelet: Arc<LocalKubelet>,
+}
+
 async fn start_node(
     settings: &UpSettings,
-    images: ImageStore,
+    parts: NodeParts,
     router: &Router,
-    kubelet: &LocalKubelet,
     tasks: &mut JoinSet<Result<()>>,
     token: &CancellationToken,
 ) -> Result<Arc<ShimRuntime>> {
@@ -299,10 +312,11 @@ async fn start_node(
         config,
         client,
         Arc::clone(&runtime) as _,
-        Arc::new(images),
+        Arc::new(parts.images),
         cni,
+        parts.paths,
     );
-    kubelet.serve(node.kubelet_service());
+    parts.kubelet.serve(node.kubelet_service());
     let token = token.clone();
     tasks.spawn(async move { Ok(node.run(token).await?) });
     Ok(runtime)

@@ -8,6 +8,7 @@ mod down;
 mod in_process;
 mod lock;
 mod memory;
+mod paths;
 mod pki;
 mod preflight;
 mod publish;

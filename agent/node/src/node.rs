@@ -20,6 +20,7 @@ use crate::context::{Clock, NodeContext};
 use crate::engine::oci::OciSpecs;
 use crate::images::store::StoreImages;
 use crate::manager::Manager;
+use crate::network::PodPaths;
 use crate::network::cni::CniNetwork;
 use crate::{kubelet_http, lease, network, register};
 
@@ -50,7 +51,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node that does nothing yet. `cni` runs the plugins of the node's conflist in the node's namespace.
+    /// A node that does nothing yet. `cni` runs the plugins of the node's conflist in the node's namespace,
+    /// `paths` is told where they have joined pods to it.
     #[must_use]
     pub fn new(
         config: NodeConfig,
@@ -58,6 +60,7 @@ impl Node {
         runtime: Arc<dyn Runtime>,
         images: Arc<ImageStore>,
         cni: CniRunner,
+        paths: Arc<dyn PodPaths>,
     ) -> Self {
         let allocatable = register::allocatable(&config);
         let memory = u64::try_from(allocatable.memory).unwrap_or(0);
@@ -65,7 +68,7 @@ impl Node {
             client,
             runtime,
             images: Arc::new(StoreImages::new(images)),
-            network: Arc::new(CniNetwork::new(cni, config.clone())),
+            network: Arc::new(CniNetwork::new(cni, config.clone(), paths)),
             specs: Arc::new(OciSpecs::new(memory)),
             clock: Clock::System,
             allocatable,

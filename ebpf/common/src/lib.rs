@@ -23,7 +23,7 @@
 #![expect(unsafe_code, reason = "states which types are plain bytes")]
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names: at most 15 characters, the kernel cuts off the rest.
 pub mod maps {
@@ -43,13 +43,28 @@ pub mod maps {
     pub const FLOWS: &str = "LB4_FLOWS";
     /// The node's own addresses (a set).
     pub const NODE_ADDRS: &str = "LB4_NODE_ADDRS";
+    /// Pods' hardware addresses: [`crate::MacKey`] to the number of the node's end of their veth pair.
+    pub const POD_PORTS: &str = "POD_PORTS";
+    /// What a pod may send as: the number of the node's end to [`crate::PodSource`].
+    pub const POD_SOURCES: &str = "POD_SOURCES";
     /// One [`crate::Config`].
     pub const CONFIG: &str = "LB_CONFIG";
     /// Per-CPU counters, indexed by [`crate::Metric`].
     pub const METRICS: &str = "LB_METRICS";
     /// All of them.
-    pub const ALL: [&str; 10] = [
-        SERVICES, SETS, SLOTS, BACKENDS, REV_NAT, AFFINITY, FLOWS, NODE_ADDRS, CONFIG, METRICS,
+    pub const ALL: [&str; 12] = [
+        SERVICES,
+        SETS,
+        SLOTS,
+        BACKENDS,
+        REV_NAT,
+        AFFINITY,
+        FLOWS,
+        NODE_ADDRS,
+        POD_PORTS,
+        POD_SOURCES,
+        CONFIG,
+        METRICS,
     ];
 }
 
@@ -74,7 +89,7 @@ macro_rules! plain {
 
 plain! {
     ServiceKey: 8, Service: 24, BackendSet: 16, Slot: 8, Backend: 16, RevNatKey: 16, RevNat: 8,
-    AffinityKey: 16, Affinity: 16, Config: 24,
+    AffinityKey: 16, Affinity: 16, Config: 24, MacKey: 8, PodSource: 12,
 }
 
 /// IPPROTO_TCP.
@@ -249,6 +264,28 @@ pub struct Affinity {
 /// `nf_conntrack_udp_timeout_stream`, so as with a proxy that translates packets.
 pub const FLOW_SECONDS: u32 = 120;
 
+/// A hardware address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MacKey {
+    /// As in the frame.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: u16,
+}
+
+/// The only source that a pod may send with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSource {
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: u16,
+    /// Its IPv4 address, network byte order.
+    pub addr: u32,
+}
+
 /// Settings of the programs, one per node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -287,10 +324,14 @@ pub enum Metric {
     TableFull = 6,
     /// A set could not be read consistently in all attempts; refused.
     Inconsistent = 7,
+    /// Packets from pod to pod that went around the bridge.
+    PodDirect = 8,
+    /// Packets of pods with a source that is not theirs; dropped.
+    PodSpoofed = 9,
 }
 
 /// How many [`Metric`]s there are.
-pub const METRICS: u32 = 8;
+pub const METRICS: u32 = 10;
 
 /// The sizes that the programs are built with. The loader sets others.
 pub mod limits {
@@ -310,4 +351,6 @@ pub mod limits {
     pub const FLOWS: u32 = 16_384;
     /// The node's addresses.
     pub const NODE_ADDRS: u32 = 1_024;
+    /// Pods on the node: upstream runs 110 by default.
+    pub const PODS: u32 = 4_096;
 }

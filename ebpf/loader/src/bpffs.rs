@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <bpffs_dir>/links/connect4 …            the attachments
+//! <bpffs_dir>/pods/12 …                   those at pods' links, by the number of the link
+//! <bpffs_dir>/pod_egress                  the program that they attach
 //! <bpffs_dir>/maps-<abi>-<shape>/LB4_…    the tables; another ABI or other sizes lie beside
 //! ```
 
@@ -22,6 +24,8 @@ use crate::{DatapathError, sys};
 const MOUNT_SOURCE: &str = "skiff";
 
 pub(crate) const LINKS: &str = "links";
+pub(crate) const PODS: &str = "pods";
+pub(crate) const POD_PROGRAM: &str = "pod_egress";
 pub(crate) const MAPS_PREFIX: &str = "maps-";
 
 fn filesystem(path: &Path) -> Result<FsType, DatapathError> {
@@ -85,17 +89,14 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
         }
     };
     if bpffs_dir.exists() && filesystem(bpffs_dir)? == BPF_FS_MAGIC {
-        let links = bpffs_dir.join(LINKS);
-        for path in children(&links) {
-            // Gone even if somebody (a daemon that still runs) holds the link open.
-            if let Ok(link) = sys::obj_get(&path)
-                && let Err(error) = sys::link_detach(link.as_fd())
-            {
-                tracing::debug!(%error, path = %path.display(), "detaching");
+        for links in [bpffs_dir.join(LINKS), bpffs_dir.join(PODS)] {
+            for path in children(&links) {
+                note(remove_link(&path));
             }
-            note(absent_is_fine("removing", &path, fs::remove_file(&path)));
+            note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
         }
-        note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
+        let program = bpffs_dir.join(POD_PROGRAM);
+        note(absent_is_fine("removing", &program, fs::remove_file(&program)));
         for folder in other_map_folders(bpffs_dir, Path::new("")) {
             note(remove_map_folder(&folder));
         }
@@ -114,6 +115,16 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
     first.map_or(Ok(()), Err)
 }
 
+/// Takes an attachment away, even if somebody (a daemon that still runs) holds it open.
+pub(crate) fn remove_link(path: &Path) -> Result<(), DatapathError> {
+    if let Ok(link) = sys::obj_get(path)
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        tracing::debug!(%error, path = %path.display(), "detaching");
+    }
+    absent_is_fine("removing", path, fs::remove_file(path))
+}
+
 /// Unpins the maps of one folder and removes it.
 pub(crate) fn remove_map_folder(folder: &Path) -> Result<(), DatapathError> {
     for path in children(folder) {
@@ -122,7 +133,7 @@ pub(crate) fn remove_map_folder(folder: &Path) -> Result<(), DatapathError> {
     absent_is_fine("removing", folder, fs::remove_dir(folder))
 }
 
-fn children(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn children(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     entries
         .filter_map(|entry| Some(entry.ok()?.path()))

@@ -11,7 +11,7 @@ use std::{
 use skiff_ebpf_common::{ABI_VERSION, Config, Metric, limits, maps};
 
 use crate::{
-    DatapathError, bpffs,
+    DatapathError, PodPaths, bpffs,
     programs::Programs,
     sys::{self, HashTable, PerCpuCounters},
     tables::{DesiredTables, TableDiff, TableState, Writer, Writes},
@@ -116,6 +116,10 @@ pub struct Counters {
     pub table_full: u64,
     /// Sets that could not be read consistently.
     pub inconsistent: u64,
+    /// Packets that went from pod to pod around the bridge.
+    pub pod_direct: u64,
+    /// Packets of pods that were dropped for a source that is not theirs.
+    pub pod_spoofed: u64,
 }
 
 /// The cookie of the calling thread's network namespace.
@@ -164,6 +168,7 @@ impl Datapath {
         let adopted = maps_dir.join(maps::CONFIG).exists();
         fs::create_dir_all(&maps_dir).map_err(|e| DatapathError::io("making", &maps_dir, e))?;
         let mut programs = Programs::load(&maps_dir, &config.limits)?;
+        programs.pin_pod_program(&config.bpffs_dir.join(bpffs::POD_PROGRAM))?;
         let waiting = if others.is_empty() {
             programs.install(&config.bpffs_dir.join(bpffs::LINKS), &config.cgroup_path)?;
             None
@@ -279,7 +284,17 @@ impl Datapath {
             peer_names: get(Metric::PeerNames)?,
             table_full: get(Metric::TableFull)?,
             inconsistent: get(Metric::Inconsistent)?,
+            pod_direct: get(Metric::PodDirect)?,
+            pod_spoofed: get(Metric::PodSpoofed)?,
         })
+    }
+
+    /// The ways from pod to pod, in the tables of this datapath.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a pin cannot be opened.
+    pub fn pods(&self) -> Result<PodPaths, DatapathError> {
+        PodPaths::open(&self.bpffs_dir, &self.maps_dir)
     }
 
     /// The folder with the pins.

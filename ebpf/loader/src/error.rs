@@ -74,6 +74,9 @@ pub enum DatapathError {
         /// The address.
         address: std::net::IpAddr,
     },
+    /// A pod's link has gone, or the kernel refuses a program there.
+    #[error("attaching to a pod's link")]
+    PodLink(#[source] io::Error),
     /// The object could not be read or its maps could not be made.
     #[error("loading the kernel programs")]
     Load(#[source] aya::EbpfError),

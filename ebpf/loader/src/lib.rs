@@ -13,6 +13,7 @@
 mod bpffs;
 mod datapath;
 mod error;
+mod pods;
 mod programs;
 mod sys;
 mod tables;
@@ -21,6 +22,7 @@ pub use crate::{
     bpffs::teardown,
     datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
     error::DatapathError,
+    pods::{PodPaths, PodPort},
     programs::attached_programs,
     tables::{
         Backend, DesiredTables, Frontend, FrontendSpec, Protocol, SetId, TableDiff, TableState,

@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupSockAddr, ProgramError},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
     util::KernelVersion,
 };
 use skiff_ebpf_common::maps;
@@ -31,6 +31,9 @@ pub(crate) const HOOKS: [(&str, u32); 7] = [
     ("getpeername4", 29),
     ("getpeername6", 30),
 ];
+
+/// The program that sees what pods send.
+const POD_PROGRAM: &str = "pod_egress";
 
 /// The programs, accepted by the kernel and bound to the maps in one folder.
 pub(crate) struct Programs {
@@ -53,7 +56,29 @@ impl Programs {
                 .load()
                 .map_err(|source| explain(name, source))?;
         }
+        pod_program(&mut object)?
+            .load()
+            .map_err(|source| explain(POD_PROGRAM, source))?;
         Ok(Self { object })
+    }
+
+    /// Pins the program for pods' links at `path`, in place of an earlier one.
+    pub(crate) fn pin_pod_program(&mut self, path: &Path) -> Result<(), DatapathError> {
+        let program = pod_program(&mut self.object)?;
+        let fd = program
+            .fd()
+            .map_err(|source| DatapathError::Program {
+                program: POD_PROGRAM,
+                source,
+            })?
+            .as_fd();
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(DatapathError::io("unpinning", path, error));
+            }
+            _ => {}
+        }
+        sys::obj_pin(fd, path).map_err(|e| DatapathError::io("pinning a program at", path, e))
     }
 
     /// Puts them at the cgroup: exchanges those whose links are pinned already, attaches the others and pins them.
@@ -115,6 +140,19 @@ fn program<'a>(
     };
     program.try_into().map_err(|source| DatapathError::Program {
         program: name,
+        source,
+    })
+}
+
+fn pod_program(object: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
+    let missing = DatapathError::NoProgram {
+        program: POD_PROGRAM,
+    };
+    let Some(program) = object.program_mut(POD_PROGRAM) else {
+        return Err(missing);
+    };
+    program.try_into().map_err(|source| DatapathError::Program {
+        program: POD_PROGRAM,
         source,
     })
 }

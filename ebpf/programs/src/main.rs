@@ -1,7 +1,8 @@
 //! The kernel side of skiff's datapath: one file per hook, the decisions in `ebpf/lb`.
 //!
-//! All hooks are at the cgroup: an address is translated once per connection (or datagram of an unconnected UDP
+//! Services are translated at the cgroup's socket hooks: an address is translated once per connection (or datagram of an unconnected UDP
 //! socket), before the kernel looks for a route, so packets carry the backend's address from the start.
+//! One program is in the packet's way, where a pod's frames enter the node.
 
 #![no_std]
 #![no_main]
@@ -10,6 +11,7 @@ mod connect4;
 mod connect6;
 mod getpeername4;
 mod getpeername6;
+mod pod_egress;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;

@@ -10,6 +10,6 @@ pub mod protocol;
 
 pub use crate::{
     fixture::{EMPTY, TARGET, VIP, pod_names, pods, program, servers, spec, tables, tcp, udp, web},
-    node::{NODE, PODS, TestNode},
+    node::{NODE, PODS, TestNode, ip},
     probe::Probe,
 };

@@ -172,7 +172,10 @@ impl Drop for TestNode {
 }
 
 /// Runs `ip` in a network namespace. Not `ip netns exec`: that needs the namespace in a folder which everybody shares.
-fn ip(netns: &Path, arguments: &[&str]) -> Result<()> {
+///
+/// # Errors
+/// What it says if it fails.
+pub fn ip(netns: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net={}", netns.display()))

@@ -24,6 +24,7 @@ use skiff_test_harness::{
 
 const CASES: &[Case] = &[
     ("pod-to-pod", pods_see_each_other_by_their_own_addresses),
+    ("direct", pods_reach_each_other_around_the_bridge),
     ("names", a_service_has_its_names),
     ("headless", a_headless_service_names_its_pods),
     ("udp", udp_answers_come_from_the_service),
@@ -172,6 +173,33 @@ fn pods_see_each_other_by_their_own_addresses(scene: &Scene<'_>) -> Result<()> {
         refused.first().is_some_and(|word| word == "ECONNREFUSED"),
         "{refused:?}"
     );
+    Ok(())
+}
+
+/// Packets that the node has sent through its end of a pod's veth pair.
+fn sent_to_pod(scene: &Scene<'_>, pod: &str) -> Result<u64> {
+    let index = scene.exec(pod, &["cat", "/sys/class/net/eth0/iflink"])?;
+    let links = scene.cluster().node_exec(&["ip", "-j", "-s", "link"])?;
+    let links: Value = serde_json::from_str(&links)?;
+    let mut links = links.as_array().into_iter().flatten();
+    links
+        .find(|link| link["ifindex"].to_string() == index.trim())
+        .and_then(|link| link["stats64"]["tx"]["packets"].as_u64())
+        .context("the node has no end of the pod's link")
+}
+
+fn pods_reach_each_other_around_the_bridge(scene: &Scene<'_>) -> Result<()> {
+    scene.apply(&json!([server("web"), client("me")]))?;
+    let web = pod_ip(&scene.ready("web")?)?;
+    scene.ready("me")?;
+    // Addresses have been resolved then, which takes the bridge.
+    words(scene, "me", ASK, &[&web, "8080"])?;
+    let before = sent_to_pod(scene, "web")?;
+    let times = 100;
+    words(scene, "me", &ASK.repeat(times), &[&web, "8080"])?;
+    let sent = sent_to_pod(scene, "web")? - before;
+    // A request is four packets or more to the server. Probes come from the node and take the bridge.
+    ensure!(sent < 200, "{sent} packets took the bridge");
     Ok(())
 }
 

@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skiff_client::chain;
 use skiff_cni::libcni::{Attachment, AttachmentKey, CniRunner, Conflist};
 
-use super::{NetworkError, PodAttachment, PodNetwork};
+use super::paths::find_port;
+use super::{NetworkError, PodAttachment, PodNetwork, PodPaths, PodPort};
 use crate::NodeConfig;
 
 const IFNAME: &str = "eth0";
@@ -18,6 +20,7 @@ const RECORD: &str = "network.json";
 pub(crate) struct CniNetwork {
     runner: CniRunner,
     config: NodeConfig,
+    paths: Arc<dyn PodPaths>,
     /// Read by each attachment, written by the sweep.
     attaching: tokio::sync::RwLock<()>,
 }
@@ -26,13 +29,16 @@ pub(crate) struct CniNetwork {
 #[derive(Serialize, Deserialize)]
 struct Record {
     ips: Vec<IpAddr>,
+    #[serde(default)]
+    port: Option<PodPort>,
 }
 
 impl CniNetwork {
-    pub(crate) fn new(runner: CniRunner, config: NodeConfig) -> Self {
+    pub(crate) fn new(runner: CniRunner, config: NodeConfig, paths: Arc<dyn PodPaths>) -> Self {
         Self {
             runner,
             config,
+            paths,
             attaching: tokio::sync::RwLock::new(()),
         }
     }
@@ -44,6 +50,25 @@ impl CniNetwork {
             Ok(Ok(list)) => Ok(list),
             Ok(Err(error)) => Err(NetworkError(chain(&error).to_string())),
             Err(error) => Err(NetworkError(error.to_string())),
+        }
+    }
+
+    async fn record(&self, uid: &str) -> Option<Record> {
+        let json = tokio::fs::read(self.record_path(uid)).await.ok()?;
+        serde_json::from_slice(&json).ok()
+    }
+
+    async fn tell_paths(
+        &self,
+        what: impl FnOnce(&dyn PodPaths) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+        + Send
+        + 'static,
+    ) {
+        let paths = Arc::clone(&self.paths);
+        match tokio::task::spawn_blocking(move || what(&*paths)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&*error), "the ways between pods"),
+            Err(error) => tracing::warn!(%error, "the ways between pods"),
         }
     }
 
@@ -95,12 +120,16 @@ impl PodNetwork for CniNetwork {
             .await
             .map_err(|error| NetworkError(chain(&error).to_string()))?;
         let ips: Vec<IpAddr> = result.container_ips().map(|ip| ip.address.ip()).collect();
+        let port = find_port(&self.config.node_netns, &result).await;
         let keep = async {
             let path = self.record_path(&pod.uid);
             if let Some(parent) = path.parent() {
                 tokio::fs::create_dir_all(parent).await?;
             }
-            let json = serde_json::to_vec(&Record { ips: ips.clone() })?;
+            let json = serde_json::to_vec(&Record {
+                ips: ips.clone(),
+                port,
+            })?;
             let tmp = path.with_extension("tmp");
             tokio::fs::write(&tmp, json).await?;
             tokio::fs::rename(&tmp, &path).await
@@ -117,17 +146,20 @@ impl PodNetwork for CniNetwork {
             };
             return Err(NetworkError(message));
         }
+        if let Some(port) = port {
+            self.tell_paths(move |paths| paths.attach(&port)).await;
+        }
         Ok(ips)
     }
 
     async fn addresses(&self, pod: &PodAttachment) -> Option<Vec<IpAddr>> {
-        let json = tokio::fs::read(self.record_path(&pod.uid)).await.ok()?;
-        serde_json::from_slice::<Record>(&json)
-            .ok()
-            .map(|record| record.ips)
+        self.record(&pod.uid).await.map(|record| record.ips)
     }
 
     async fn detach(&self, pod: &PodAttachment) -> Result<(), NetworkError> {
+        if let Some(port) = self.record(&pod.uid).await.and_then(|record| record.port) {
+            self.tell_paths(move |paths| paths.detach(&port)).await;
+        }
         let list = self.conflist().await?;
         self.runner
             .del(&list, &attachment(pod)?)
@@ -141,6 +173,11 @@ impl PodNetwork for CniNetwork {
         let list = self.conflist().await?;
         let _nothing_is_attached = self.attaching.write().await;
         let uids = uids();
+        let mut ports = Vec::new();
+        for uid in &uids {
+            ports.extend(self.record(uid).await.and_then(|record| record.port));
+        }
+        self.tell_paths(move |paths| paths.sync(&ports)).await;
         let valid = uids
             .iter()
             .map(|uid| key(uid))

@@ -3,6 +3,7 @@
 
 pub(crate) mod cni;
 mod conflist;
+mod paths;
 mod routes;
 mod teardown;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 pub(crate) use self::conflist::{ensure_conflist, first_node_cidr, plan_conflist};
+pub use self::paths::{PodPaths, PodPort};
 pub(crate) use self::routes::ensure_unreachable_routes;
 pub use self::teardown::{TeardownError, remove_network};
 

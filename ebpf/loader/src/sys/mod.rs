@@ -109,6 +109,35 @@ pub(crate) fn link_create(
 }
 
 #[repr(C)]
+struct TcxLinkAttr {
+    prog_fd: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program to what comes in at a link of the calling thread's network namespace, behind those of others.
+pub(crate) fn link_create_tcx_ingress(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+) -> io::Result<OwnedFd> {
+    const BPF_TCX_INGRESS: u32 = 46;
+    let mut attr = TcxLinkAttr {
+        prog_fd: raw(program),
+        ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+#[repr(C)]
 struct LinkUpdateAttr {
     link_fd: u32,
     new_prog_fd: u32,

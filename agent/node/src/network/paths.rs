@@ -1,0 +1,111 @@
+//! Shorter ways between the pods of a node than the bridge.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+use skiff_cni::netlink::Netlink;
+use skiff_cni::types::CniResult;
+use skiff_netns::NodeNetns;
+
+/// Where a pod is joined to its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodPort {
+    /// The number of the node's end of the veth pair, in the node's network namespace.
+    pub ifindex: u32,
+    /// The hardware address of the pod's end.
+    pub mac: [u8; 6],
+    /// The pod's address.
+    pub addr: Ipv4Addr,
+}
+
+/// Told of pods as they come and go. Blocking, and none of its failures is a pod's: packets then take the bridge.
+pub trait PodPaths: Send + Sync + 'static {
+    /// Makes the ways to and from a pod. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// Why they cannot be made.
+    fn attach(&self, pod: &PodPort) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+    /// Removes them.
+    ///
+    /// # Errors
+    /// Why they cannot be removed.
+    fn detach(&self, pod: &PodPort) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+    /// Makes them for these pods and removes all others.
+    ///
+    /// # Errors
+    /// What could not be made or removed.
+    fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>>;
+}
+
+/// The port of a pod that a plugin has joined by a veth pair; `None` if it is joined in another way, or has no IPv4 address.
+pub(super) async fn find_port(netns: &NodeNetns, result: &CniResult) -> Option<PodPort> {
+    let (host, mac, addr) = plan_port(result)?;
+    let netlink = Netlink::open_in_node(netns).ok()?;
+    let link = netlink.find_link(&host).await.ok()??;
+    (link.kind == "veth").then_some(PodPort {
+        ifindex: link.index,
+        mac,
+        addr,
+    })
+}
+
+/// The name of the node's link, and the pod's addresses.
+fn plan_port(result: &CniResult) -> Option<(String, [u8; 6], Ipv4Addr)> {
+    let addr = result
+        .container_ips()
+        .find_map(|ip| match ip.address.ip() {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        })?;
+    let pod = result
+        .interfaces
+        .iter()
+        .position(|i| !i.sandbox.is_empty())?;
+    let mut bytes = result.interfaces.get(pod)?.mac.split(':');
+    let mut mac = [0; 6];
+    for byte in &mut mac {
+        *byte = u8::from_str_radix(bytes.next()?, 16).ok()?;
+    }
+    // Plugins name the bridge first, then its port; `ptp` has no bridge.
+    let host = result.interfaces.iter().rfind(|i| i.sandbox.is_empty())?;
+    Some((host.name.clone(), mac, addr))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn port(interfaces: &serde_json::Value, address: &str) -> Option<(String, [u8; 6], Ipv4Addr)> {
+        let result = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": interfaces,
+            "ips": [{"address": address, "interface": interfaces.as_array().unwrap().len() - 1}],
+        });
+        plan_port(&CniResult::from_json(&result).unwrap())
+    }
+
+    #[test]
+    fn the_port_is_the_nodes_last_link() {
+        let bridge = json!([
+            {"name": "skiff0", "mac": "0a:58:0a:f4:00:01"},
+            {"name": "veth1", "mac": "0e:00:00:00:00:01"},
+            {"name": "eth0", "mac": "0a:58:0a:f4:00:02", "sandbox": "/run/netns/pod"},
+        ]);
+        assert_eq!(
+            port(&bridge, "10.244.0.2/24"),
+            Some((
+                "veth1".to_owned(),
+                [0x0a, 0x58, 10, 244, 0, 2],
+                Ipv4Addr::new(10, 244, 0, 2)
+            ))
+        );
+        assert_eq!(port(&bridge, "fd00::2/64"), None);
+        let macvlan = json!([{"name": "eth0", "mac": "0a:58:0a:f4:00:02", "sandbox": "/n"}]);
+        assert_eq!(port(&macvlan, "10.244.0.2/24"), None);
+    }
+}

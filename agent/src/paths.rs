@@ -1,0 +1,63 @@
+//! The node agent's ways between pods, made by the datapath.
+
+use std::{
+    error::Error,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use skiff_ebpf_loader::DatapathError;
+use skiff_netns::NodeNetns;
+use skiff_node::PodPort;
+
+/// [`skiff_node::PodPaths`] over [`skiff_ebpf_loader::PodPaths`], in the node's network namespace.
+pub(crate) struct PodPaths {
+    paths: skiff_ebpf_loader::PodPaths,
+    netns: NodeNetns,
+    /// The kernel has no such programs: said once.
+    unsupported: AtomicBool,
+}
+
+impl PodPaths {
+    pub(crate) fn new(paths: skiff_ebpf_loader::PodPaths, netns: NodeNetns) -> Self {
+        Self {
+            paths,
+            netns,
+            unsupported: AtomicBool::new(false),
+        }
+    }
+
+    fn attach_here(&self, pod: &PodPort) -> Result<(), DatapathError> {
+        if self.unsupported.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.paths.attach(&skiff_ebpf_loader::PodPort {
+            ifindex: pod.ifindex,
+            mac: pod.mac,
+            addr: pod.addr,
+        }) {
+            Err(error @ DatapathError::MissingFeature { .. }) => {
+                self.unsupported.store(true, Ordering::Relaxed);
+                tracing::warn!(%error, "packets between pods take the bridge, and their sources are not checked");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
+
+impl skiff_node::PodPaths for PodPaths {
+    fn attach(&self, pod: &PodPort) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.netns.run(|| self.attach_here(pod))??)
+    }
+
+    fn detach(&self, pod: &PodPort) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.paths.detach(pod.ifindex)?)
+    }
+
+    fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let keep: Vec<u32> = pods.iter().map(|pod| pod.ifindex).collect();
+        self.paths.retain(&keep)?;
+        let attach = || pods.iter().try_for_each(|pod| self.attach_here(pod));
+        Ok(self.netns.run(attach)??)
+    }
+}
