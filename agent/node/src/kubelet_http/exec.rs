@@ -47,8 +47,16 @@ impl Streams {
     }
 }
 
-/// Takes the request over as a WebSocket that speaks one of our protocols.
+/// Takes the request over as a WebSocket that speaks one of the protocols of exec and attach.
 pub(super) async fn upgrade(request: Request) -> Result<WebSocketUpgrade, Refusal> {
+    upgrade_to(&channel::PROTOCOLS, request).await
+}
+
+/// Takes the request over as a WebSocket that speaks one of `protocols`.
+pub(super) async fn upgrade_to(
+    protocols: &[&'static str],
+    request: Request,
+) -> Result<WebSocketUpgrade, Refusal> {
     let (mut parts, _body) = request.into_parts();
     let offered: Vec<String> = parts
         .headers
@@ -63,7 +71,7 @@ pub(super) async fn upgrade(request: Request) -> Result<WebSocketUpgrade, Refusa
         .map_err(|error| Refusal::bad_request(format!("WebSocket upgrade needed: {error}")))?;
     if !offered
         .iter()
-        .any(|protocol| channel::PROTOCOLS.contains(&protocol.as_str()))
+        .any(|protocol| protocols.contains(&protocol.as_str()))
     {
         return Err(Refusal {
             status: StatusCode::FORBIDDEN,
@@ -72,7 +80,7 @@ pub(super) async fn upgrade(request: Request) -> Result<WebSocketUpgrade, Refusa
         });
     }
     Ok(upgrade
-        .protocols(channel::PROTOCOLS)
+        .protocols(protocols.iter().copied())
         .max_message_size(8 << 20))
 }
 

@@ -1,13 +1,13 @@
 //! The kubelet's HTTP endpoint, which the API server calls for logs, exec and attach.
 //!
-//! `/containerLogs`, `/exec` and `/attach` (WebSocket), `/stats/summary`, `/pods`, `/healthz`.
-//! `/portForward` is not served yet. Who may call is decided before: the router is reachable in process or
+//! `/containerLogs`, `/exec`, `/attach` and `/portForward` (WebSocket), `/stats/summary`, `/pods`, `/healthz`. Who may call is decided before: the router is reachable in process or
 //! behind the caller's own TLS.
 
 mod attach;
 mod channel;
 mod exec;
 mod logs;
+mod port_forward;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,10 @@ pub(crate) fn router(ctx: Context) -> Router {
         )
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(attach::attach))
-        .route("/portForward/{namespace}/{pod}", any(port_forward))
+        .route(
+            "/portForward/{namespace}/{pod}",
+            any(port_forward::port_forward),
+        )
         .with_state(ctx)
 }
 
@@ -56,14 +59,6 @@ async fn pods(State(ctx): State<Context>) -> Json<List<Pod>> {
         items,
         ..List::default()
     })
-}
-
-async fn port_forward() -> Refusal {
-    Refusal {
-        status: StatusCode::NOT_IMPLEMENTED,
-        reason: "NotImplemented",
-        message: "port-forward is not supported by this node yet".to_owned(),
-    }
 }
 
 /// An answer that is not what was asked for, as `metav1.Status`.

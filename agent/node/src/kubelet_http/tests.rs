@@ -11,7 +11,8 @@ use super::*;
 use crate::annotations;
 use crate::testing::{TestNode, pod_named};
 
-async fn node_with_pod() -> TestNode {
+/// A node with the running pod `web`.
+pub(super) async fn node_with_pod(host_network: bool) -> TestNode {
     let node = TestNode::new().await;
     let pod = pod_named("web");
     node.context
@@ -23,7 +24,7 @@ async fn node_with_pod() -> TestNode {
         namespace: "default".to_owned(),
         name: "web".to_owned(),
         hostname: "web".to_owned(),
-        host_network: false,
+        host_network,
     };
     node.runtime.run_sandbox(config).await.unwrap();
     let log = node
@@ -61,7 +62,7 @@ async fn get(node: &TestNode, path: &str) -> (u16, String) {
 
 #[tokio::test]
 async fn logs_and_lists_are_served() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     assert_eq!(get(&node, "/healthz").await, (200, "ok".to_owned()));
     assert_eq!(
         get(&node, "/containerLogs/default/web/c").await,
@@ -83,7 +84,7 @@ async fn logs_and_lists_are_served() {
 
 #[tokio::test]
 async fn refusals_name_what_is_wrong() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     for (path, status, message) in [
         (
             "/containerLogs/default/nope/c",
@@ -105,11 +106,7 @@ async fn refusals_name_what_is_wrong() {
             400,
             "previous terminated container",
         ),
-        (
-            "/portForward/default/web",
-            501,
-            "port-forward is not supported",
-        ),
+        ("/portForward/default/web", 400, "WebSocket upgrade needed"),
         ("/exec/default/web/c?stdout=true", 400, "at least 1 command"),
         (
             "/exec/default/web/c?command=ls&stdout=true",
@@ -132,12 +129,12 @@ async fn refusals_name_what_is_wrong() {
 
 /// A WebSocket client, just enough of one: unfragmented binary frames shorter than 126 bytes, or with a
 /// 16-bit length from the server.
-struct Client {
+pub(super) struct Client {
     stream: DuplexStream,
 }
 
 impl Client {
-    async fn connect(node: &TestNode, path: &str, protocol: &str) -> (Self, String) {
+    pub(super) async fn connect(node: &TestNode, path: &str, protocol: &str) -> (Self, String) {
         let (mut stream, theirs) = tokio::io::duplex(64 * 1024);
         let service =
             hyper_util::service::TowerToHyperService::new(router(Arc::clone(&node.context)));
@@ -163,14 +160,14 @@ impl Client {
         (Self { stream }, String::from_utf8(head).unwrap())
     }
 
-    async fn send(&mut self, data: &[u8]) {
+    pub(super) async fn send(&mut self, data: &[u8]) {
         let mut frame = vec![0x82, 0x80 | u8::try_from(data.len()).unwrap(), 0, 0, 0, 0];
         frame.extend_from_slice(data);
         self.stream.write_all(&frame).await.unwrap();
     }
 
     /// Opcode and payload of the next frame.
-    async fn next(&mut self) -> (u8, Vec<u8>) {
+    pub(super) async fn next(&mut self) -> (u8, Vec<u8>) {
         let opcode = self.stream.read_u8().await.unwrap() & 0x0f;
         let length = match self.stream.read_u8().await.unwrap() {
             126 => usize::from(self.stream.read_u16().await.unwrap()),
@@ -184,7 +181,7 @@ impl Client {
 
 #[tokio::test]
 async fn exec_carries_input_output_and_the_exit_code() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     node.runtime.script_exec("cat", &[7]);
     let path = "/exec/default/web/c?command=cat&stdin=true&stdout=true";
     let (mut client, head) =
@@ -208,7 +205,7 @@ async fn exec_carries_input_output_and_the_exit_code() {
 
 #[tokio::test]
 async fn exec_without_input_tells_both_outputs_and_success() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     let path = "/exec/default/web/c?command=ls&output=1&error=1";
     let (mut client, _) = Client::connect(&node, path, "v4.channel.k8s.io").await;
     let mut frames = vec![client.next().await.1, client.next().await.1];
@@ -220,7 +217,7 @@ async fn exec_without_input_tells_both_outputs_and_success() {
 
 #[tokio::test]
 async fn an_unknown_protocol_is_refused() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     let path = "/exec/default/web/c?command=ls&stdout=true";
     let (_, head) = Client::connect(&node, path, "chat").await;
     assert!(head.starts_with("HTTP/1.1 403"), "{head}");
@@ -228,7 +225,7 @@ async fn an_unknown_protocol_is_refused() {
 
 #[tokio::test]
 async fn attach_connects_both_ways_until_the_output_ends() {
-    let node = node_with_pod().await;
+    let node = node_with_pod(false).await;
     let path = "/attach/default/web/c?stdin=true&stdout=true";
     let (mut client, _) = Client::connect(&node, path, "v5.channel.k8s.io").await;
     client.send(b"\0hello").await;

@@ -35,6 +35,17 @@ for i in range(100):
     try: print(urllib.request.urlopen('http://web:8080/').status); break
     except OSError: time.sleep(0.1)""#;
 
+/// A server on the pod's loopback, which listens when this has ended.
+const SERVE_A_PAGE: &str = r#"k exec two -c b -- python3 -c "
+import http.server, os
+os.chdir('/tmp')
+open('page', 'w').write('over the port\n')
+server = http.server.HTTPServer(('127.0.0.1', 8099), http.server.SimpleHTTPRequestHandler)
+if os.fork() == 0:
+    for fd in range(3): os.dup2(os.open('/dev/null', os.O_RDWR), fd)
+    server.serve_forever()
+""#;
+
 pub(crate) const LOGS_EXEC_ATTACH_CP: &[Step] = &[
     (TWO, 0, &["pod/two created", "pod/crash created"]),
     (
@@ -162,11 +173,19 @@ pub(crate) const LOGS_EXEC_ATTACH_CP: &[Step] = &[
         0,
         &["deep"],
     ),
-    // Not there yet: it says so.
+    (SERVE_A_PAGE, 0, &[]),
     (
-        "k port-forward pod/two 16379:6379",
+        "k port-forward pod/two :8099 > $DIR/forwarded & for i in $(seq 100); do grep -q Forwarding $DIR/forwarded && break; sleep 0.1; done; P=$(sed -n 's/.*127.0.0.1:\\([0-9]*\\) -> 8099/\\1/p' $DIR/forwarded); curl -sf --parallel http://127.0.0.1:$P/page http://127.0.0.1:$P/page; curl -sf http://127.0.0.1:$P/page; kill %1",
+        0,
+        &["over the port", "over the port", "over the port"],
+    ),
+    (
+        "k port-forward pod/two :1 > $DIR/forwarded & for i in $(seq 100); do grep -q Forwarding $DIR/forwarded && break; sleep 0.1; done; P=$(sed -n 's/.*127.0.0.1:\\([0-9]*\\) -> 1$/\\1/p' $DIR/forwarded); curl -s http://127.0.0.1:$P/; wait %1",
         1,
-        &["port-forward is not supported by this node yet"],
+        &[
+            "error forwarding port 1 to pod two",
+            "lost connection to pod",
+        ],
     ),
     (
         "k delete pod two crash --now --timeout=60s",
