@@ -22,6 +22,8 @@ pub(crate) enum Verb {
     Up(Box<UpArgs>),
     /// Removes everything that `up` made, pods and data included.
     Down(NodeArgs),
+    /// Runs a CNI configuration list by hand, with any runtime's plugins; needs no daemon.
+    Cni(Box<CniArgs>),
 }
 
 /// What a node is made of. The defaults are the machine's own; a test or a trial gives others.
@@ -148,4 +150,105 @@ pub(crate) struct UpArgs {
     /// On SIGTERM, stop the pods too.
     #[arg(long, env = "SKIFF_STOP_PODS")]
     pub(crate) stop_pods: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CniArgs {
+    #[command(subcommand)]
+    pub(crate) verb: CniVerb,
+    /// Network to run; the only one of the folder by default.
+    #[arg(short, long, value_name = "NAME", global = true)]
+    pub(crate) network: Option<String>,
+    /// Folder of configuration lists.
+    #[arg(
+        long,
+        env = "NETCONFPATH",
+        value_name = "DIR",
+        default_value = "/etc/cni/net.d",
+        global = true
+    )]
+    pub(crate) conf_dir: PathBuf,
+    /// Folders of plugins, the first that has one counts.
+    #[arg(
+        long,
+        env = "CNI_PATH",
+        value_name = "DIR",
+        value_delimiter = ':',
+        default_value = "/opt/cni/bin:/usr/lib/cni",
+        global = true
+    )]
+    pub(crate) plugin_path: Vec<PathBuf>,
+    /// Folder of what ADD left, in libcni's format.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/cni",
+        global = true
+    )]
+    pub(crate) cache_dir: PathBuf,
+    /// Network namespace that plugins run in; this process' own by default.
+    #[arg(long, env = "SKIFF_NODE_NETNS", value_name = "PATH", global = true)]
+    pub(crate) node_netns: Option<PathBuf>,
+    /// Link inside the container.
+    #[arg(
+        short,
+        long,
+        env = "CNI_IFNAME",
+        value_name = "NAME",
+        default_value = "eth0",
+        global = true
+    )]
+    pub(crate) ifname: String,
+    /// Name of the container; follows from the namespace's path by default, as cnitool does it.
+    #[arg(long, env = "CNI_CONTAINERID", value_name = "ID", global = true)]
+    pub(crate) container_id: Option<String>,
+    /// Arguments for all plugins.
+    #[arg(
+        long,
+        env = "CNI_ARGS",
+        value_name = "KEY=VALUE;...",
+        default_value = "",
+        hide_default_value = true,
+        global = true
+    )]
+    pub(crate) args: String,
+    /// Arguments for the plugins that declare the capability, as a JSON object.
+    #[arg(
+        long,
+        env = "CAP_ARGS",
+        value_name = "JSON",
+        default_value = "{}",
+        hide_default_value = true,
+        global = true
+    )]
+    pub(crate) capabilities: String,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum CniVerb {
+    /// Attaches network namespaces and prints the results.
+    Add {
+        /// Paths, or names under /run/netns; several are served at once.
+        #[arg(required = true)]
+        netns: Vec<PathBuf>,
+    },
+    /// Detaches them, with the list and arguments that ADD had; absent is success.
+    Del {
+        /// Paths, or names under /run/netns; several are served at once.
+        #[arg(required = true)]
+        netns: Vec<PathBuf>,
+    },
+    /// Compares them with what ADD made.
+    Check {
+        /// Paths, or names under /run/netns; several are served at once.
+        #[arg(required = true)]
+        netns: Vec<PathBuf>,
+    },
+    /// Removes what no attachment in use owns.
+    Gc {
+        /// Namespaces that are in use; those that still exist by default.
+        netns: Vec<PathBuf>,
+    },
+    /// Says whether ADD can be served.
+    Status,
 }

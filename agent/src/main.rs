@@ -2,6 +2,7 @@
 
 mod addons;
 mod cli;
+mod cni;
 mod compose;
 mod config;
 mod down;
@@ -28,10 +29,11 @@ fn main() -> ExitCode {
     let format = match &cli.verb {
         Verb::Up(args) => args.node.log_format,
         Verb::Down(args) => args.log_format,
+        Verb::Cni(_) => LogFormat::Text,
     };
     start_log(format);
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -39,7 +41,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
+    if let Verb::Cni(args) = cli.verb {
+        return cni::run(&args);
+    }
     preflight::check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -48,9 +53,11 @@ fn run(cli: Cli) -> Result<()> {
         .build()
         .context("starting the async runtime")?;
     match cli.verb {
-        Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?)),
-        Verb::Down(args) => runtime.block_on(down::run(args)),
+        Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?))?,
+        Verb::Down(args) => runtime.block_on(down::run(args))?,
+        Verb::Cni(_) => {}
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Logs go to stderr, filtered by `SKIFF_LOG`.

@@ -1,10 +1,10 @@
 //! Names derived from an attachment, the same in every process, by which a link or a rule is found again.
 
-use std::fmt::Write as _;
+use std::{collections::HashSet, fmt::Write as _};
 
 use sha2::{Digest, Sha256};
 
-use crate::types::{ContainerId, IfName, NetworkName};
+use crate::types::{AttachmentKey, ContainerId, IfName, NetworkName};
 
 /// The longest alias that the kernel keeps (`IFALIASZ` less its final zero).
 const ALIAS_MAX: usize = 255;
@@ -54,46 +54,95 @@ pub fn host_veth_mac(container: &ContainerId, ifname: &IfName) -> [u8; 6] {
     mac
 }
 
-/// What a host veth's alias says, so that a sweep knows whose it is. `None` if it would not fit.
+/// What the alias of an attachment's link on the host says, so that a sweep knows whose it is: the names themselves, or
+/// hashes of them if they would not fit.
 #[must_use]
-pub fn link_alias(
-    network: &NetworkName,
-    container: &ContainerId,
-    ifname: &IfName,
-) -> Option<String> {
-    let alias = format!("{ALIAS_PREFIX} {network} {container} {ifname}");
-    (alias.len() <= ALIAS_MAX).then_some(alias)
+pub fn link_alias(network: &NetworkName, container: &ContainerId, ifname: &IfName) -> String {
+    let alias = format!("{} {container} {ifname}", alias_start(network));
+    if alias.len() <= ALIAS_MAX {
+        return alias;
+    }
+    let names = [network.as_str(), container.as_str(), ifname.as_str()];
+    // No name begins with '#'.
+    format!(
+        "{} #{}",
+        hashed_alias_start(network),
+        fingerprint(&names, 40)
+    )
 }
 
-/// Reads [`link_alias`] back; `None` for an alias that is not ours.
-#[must_use]
-pub fn parse_link_alias(alias: &str) -> Option<(NetworkName, ContainerId, IfName)> {
-    let mut words = alias.split(' ');
-    if words.next()? != ALIAS_PREFIX {
-        return None;
+fn alias_start(network: &NetworkName) -> String {
+    format!("{ALIAS_PREFIX} {network}")
+}
+
+fn hashed_alias_start(network: &NetworkName) -> String {
+    format!("{ALIAS_PREFIX} #{}", fingerprint(&[network.as_str()], 40))
+}
+
+/// Tells the links of a network that none of its valid attachments owns.
+#[derive(Debug)]
+pub struct AliasSweep {
+    starts: [String; 2],
+    valid: HashSet<String>,
+}
+
+impl AliasSweep {
+    /// For GC of `network`.
+    #[must_use]
+    pub fn new(network: &NetworkName, valid: &[AttachmentKey]) -> Self {
+        let alias = |key: &AttachmentKey| link_alias(network, &key.container_id, &key.ifname);
+        Self {
+            starts: [alias_start(network), hashed_alias_start(network)].map(|start| start + " "),
+            valid: valid.iter().map(alias).collect(),
+        }
     }
-    let network = words.next()?.parse().ok()?;
-    let container = words.next()?.parse().ok()?;
-    let ifname = words.next()?.parse().ok()?;
-    words
-        .next()
-        .is_none()
-        .then_some((network, container, ifname))
+
+    /// Whether a link with this alias is the network's and of no valid attachment.
+    #[must_use]
+    pub fn is_stale(&self, alias: &str) -> bool {
+        self.starts.iter().any(|start| alias.starts_with(start)) && !self.valid.contains(alias)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn key(container: &str) -> AttachmentKey {
+        AttachmentKey {
+            container_id: container.parse().unwrap(),
+            ifname: "eth0".parse().unwrap(),
+        }
+    }
+
     #[test]
-    fn an_alias_is_read_back_and_a_foreign_one_is_not() {
-        let network = "net".parse().unwrap();
-        let container = "c1".parse().unwrap();
-        let ifname = "eth0".parse().unwrap();
-        let alias = link_alias(&network, &container, &ifname).unwrap();
-        assert_eq!(parse_link_alias(&alias), Some((network, container, ifname)));
-        assert_eq!(parse_link_alias("uplink to the world"), None);
-        assert_eq!(parse_link_alias("skiff-cni net c1"), None);
+    fn a_sweep_takes_the_networks_own_links_of_no_valid_attachment() {
+        let (network, other) = ("net".parse().unwrap(), "net2".parse().unwrap());
+        let long = "c".repeat(250);
+        let sweep = AliasSweep::new(&network, &[key("keep"), key(&long)]);
+        let alias =
+            |network, key: &AttachmentKey| link_alias(network, &key.container_id, &key.ifname);
+        assert!(!sweep.is_stale(&alias(&network, &key("keep"))));
+        assert!(!sweep.is_stale(&alias(&network, &key(&long))));
+        assert!(sweep.is_stale(&alias(&network, &key("gone"))));
+        assert!(sweep.is_stale(&alias(&network, &key(&"d".repeat(250)))));
+        for foreign in ["", "uplink to the world", "skiff-cni net"] {
+            assert!(!sweep.is_stale(foreign), "{foreign}");
+        }
+        assert!(!sweep.is_stale(&alias(&other, &key("gone"))));
+        assert!(!sweep.is_stale(&alias(&other, &key(&long))));
+    }
+
+    #[test]
+    fn an_alias_fits_whatever_the_names() {
+        let long = "n".repeat(300);
+        for (network, container) in [("net", &*long), (&long, "c1"), (&long, &long)] {
+            let network = network.parse().unwrap();
+            let key = key(container);
+            let alias = link_alias(&network, &key.container_id, &key.ifname);
+            assert!(alias.len() <= ALIAS_MAX, "{alias}");
+            assert!(AliasSweep::new(&network, &[]).is_stale(&alias));
+        }
     }
 
     #[test]

@@ -12,9 +12,12 @@ pub mod firewall;
 pub mod ipam;
 pub mod libcni;
 pub mod netlink;
+pub mod overlay;
 pub mod skel;
 pub mod types;
 
+mod byte_lock;
 mod ident;
 
-pub use ident::{fingerprint, host_veth_mac, host_veth_name, link_alias, parse_link_alias};
+pub use byte_lock::ByteLock;
+pub use ident::{AliasSweep, fingerprint, host_veth_mac, host_veth_name, link_alias};

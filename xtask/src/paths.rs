@@ -30,3 +30,8 @@ pub(crate) fn binaries(release: bool) -> PathBuf {
 pub(crate) fn kubectl() -> PathBuf {
     tools().join("kubectl/usr/bin/kubectl")
 }
+
+/// The reference CNI plugins of `setup`.
+pub(crate) fn cni_reference() -> PathBuf {
+    tools().join("cni-reference")
+}

@@ -47,6 +47,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         "--workspace",
         "--all-targets",
     ]))?;
+    if wanted(Class::System) {
+        build_fuzz_targets()?;
+    }
     command::run(
         Command::new("cargo")
             .current_dir(paths::root())
@@ -58,6 +61,27 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
                 "--no-fail-fast",
             ])
             .args(["--filterset", &filter]),
+    )
+}
+
+/// libFuzzer needs the compiler to count edges; tests/cni runs what comes out for a bounded time.
+fn build_fuzz_targets() -> Result<()> {
+    // The environment's flags replace those of `.cargo/config.toml`: with static linking libFuzzer does not start.
+    const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+        -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+        -Cllvm-args=-sanitizer-coverage-trace-compares";
+    command::run(
+        Command::new("cargo")
+            .current_dir(paths::root())
+            .env("RUSTFLAGS", COVERAGE)
+            .args([
+                "build",
+                "--locked",
+                "--manifest-path",
+                "tests/fuzz/Cargo.toml",
+            ])
+            .arg("--target-dir")
+            .arg(paths::target().join("fuzz")),
     )
 }
 

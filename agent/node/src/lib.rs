@@ -39,6 +39,6 @@ mod testing;
 mod volumes;
 
 pub use crate::config::NodeConfig;
-pub use crate::network::{PodPaths, PodPort, TeardownError, remove_network};
+pub use crate::network::{MasqueradeError, PodPaths, PodPort, TeardownError, remove_network};
 pub use crate::node::{Node, NodeError};
 pub use crate::volumes::remove_volumes;

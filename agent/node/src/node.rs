@@ -36,6 +36,13 @@ pub enum NodeError {
         #[source]
         source: std::io::Error,
     },
+    /// The rules that masquerade pods cannot be made.
+    #[error("masquerading what pods send out of the cluster")]
+    Masquerade {
+        /// What is wrong.
+        #[source]
+        source: network::MasqueradeError,
+    },
     /// The routes that keep packets at home cannot be made.
     #[error("routing the cluster's ranges")]
     Routes {
@@ -167,6 +174,9 @@ async fn ensure_network(
     if let Some(path) = written {
         tracing::info!(path = %path.display(), "wrote the default CNI configuration");
     }
+    network::ensure_masquerade(config, pod_cidr)
+        .await
+        .map_err(|source| NodeError::Masquerade { source })?;
     let ranges: Vec<_> = std::iter::once(config.cluster_cidr)
         .chain(config.service_cidr)
         .collect();

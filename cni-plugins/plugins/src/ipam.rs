@@ -1,7 +1,11 @@
 //! The bridge's IPAM: our own host-local without another process if that is what `CNI_PATH` finds, otherwise whatever
 //! executable is there.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use skiff_cni::{
     libcni::delegate,
@@ -77,8 +81,9 @@ impl Ipam {
     }
 }
 
-fn is_this_executable(path: &PathBuf) -> bool {
-    match (fs::canonicalize(path), std::env::current_exe()) {
+fn is_this_executable(path: &Path) -> bool {
+    let file = |path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    match (file(path), file(Path::new("/proc/self/exe"))) {
         (Ok(theirs), Ok(ours)) => theirs == ours,
         _ => false,
     }

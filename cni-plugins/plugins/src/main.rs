@@ -3,12 +3,19 @@
 //! It is the plugin whose name it is called by (a link `bridge` to it is the bridge plugin) or that its first argument
 //! names. `skiff-cni --install DIR` makes the links.
 
+mod attachment;
+mod bandwidth;
 mod bridge;
+mod firewall;
 mod host_local;
 mod install;
 mod ipam;
 mod loopback;
+mod portmap;
+mod ptp;
 mod runtime;
+mod tuning;
+mod vxlan;
 
 use std::{
     ffi::OsStr,
@@ -20,13 +27,19 @@ use std::{
 use skiff_cni::skel::{self, Environment, Plugin};
 
 /// Every plugin by the name under which it is installed.
-const PLUGINS: [(&str, &dyn Plugin); 3] = [
+const PLUGINS: [(&str, &dyn Plugin); 9] = [
+    ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
+    ("firewall", &firewall::Firewall),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
+    ("portmap", &portmap::Portmap),
+    ("ptp", &ptp::Ptp),
+    ("tuning", &tuning::Tuning),
+    ("vxlan", &vxlan::Vxlan),
 ];
 
-const USAGE: &str = "skiff-cni: CNI plugins bridge, host-local and loopback
+const USAGE: &str = "skiff-cni: the CNI plugins in one executable
 
 usage: skiff-cni --install DIR    make a link in DIR for each plugin
        skiff-cni PLUGIN           be that plugin (as when called by its name); CNI_COMMAND and stdin say what to do

@@ -7,10 +7,10 @@ use skiff_cni::{
     types::{CniError, code},
 };
 
-/// Runs `work` on this thread.
+/// Runs `work` on this thread. Netlink does not wait: there are timers, and nothing to poll.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
     tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_time()
         .build()
         .map_err(|error| CniError::from_error(code::IO, "cannot start", &error))?
         .block_on(work)

@@ -1,13 +1,35 @@
-//! Masquerading of what pods send out of the node, by iptables (`nft` or legacy variant, whichever the machine has).
+//! Firewall rules, by whichever of iptables (`nft` or legacy variant) and nftables a network uses.
 //!
 //! ```text
-//! POSTROUTING  -s SUBNET -j SKIFF-MASQ-<hash>                     one per network and subnet
-//! SKIFF-MASQ-  -d SUBNET -j ACCEPT                                what stays inside keeps its source
-//!              -s POD ! -d MULTICAST -j MASQUERADE                one per pod, with its name as a comment
+//! common case:  one batch, right if the tables are as expected -> iptables-restore --noflush | nft -f -
+//! refused:      lock -> iptables-save | nft -j list -> Table -> plan_* (pure) -> one batch, again while others meddle
+//! removal:      own rules, COMMIT, what is shared, COMMIT      -> the same one process; the second part may be refused
 //! ```
-//! A packet that is not from a pod meets one rule per network, whatever the number of pods. The chain goes with its
-//! last pod. Every change is made under a lock file, since iptables knows no "add if absent".
+//! A batch is a transaction: all of it happens or nothing. One that expects too much is refused by the kernel, so the
+//! common case needs neither a look nor a lock; only whoever has to look takes the lock of its network namespace.
+//! Names and layout are those of the reference plugins where they allow it, and what those left is removed with ours,
+//! so that a node can switch in place.
 
+mod backend;
+mod conntrack;
+mod error;
+mod iptables;
+mod lock;
 mod masquerade;
+pub mod nft;
+mod node_masquerade;
+mod owner;
+mod process;
+mod release;
+mod table;
 
-pub use masquerade::{FirewallError, Masquerade};
+pub use backend::Backend;
+pub use conntrack::delete_udp_entries;
+pub use error::FirewallError;
+pub use iptables::{Batch, Family, change, quote, restore, save};
+pub use lock::FirewallLock;
+pub use masquerade::Masquerade;
+pub use node_masquerade::NodeMasquerade;
+pub use owner::{Owner, reference_chain};
+pub use release::{Release, release};
+pub use table::{Rule, Table};

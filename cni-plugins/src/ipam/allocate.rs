@@ -1,13 +1,10 @@
 //! The choice of an address.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{IpamError, LockedStore, Owner, RangeSet};
-
-/// So many addresses are tried one by one; then the directory is read once and the taken ones are passed over.
-const TRIES_BEFORE_LISTING: usize = 64;
+use super::{IpamError, LockedStore, Owner, Range, RangeSet, range::number};
 
 /// An address that was given away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,18 +31,18 @@ pub fn allocate(
         Some(ip) => {
             let range = set.find(ip).ok_or(IpamError::Requested {
                 ip,
-                reason: "it is in none of the ranges",
+                reason: "it is in none of the ranges".to_owned(),
             })?;
             if range.gateway() == ip {
                 return Err(IpamError::Requested {
                     ip,
-                    reason: "it is the gateway",
+                    reason: "it is the subnet's gateway".to_owned(),
                 });
             }
             if !store.lease(ip, owner)? {
                 return Err(IpamError::Requested {
                     ip,
-                    reason: "somebody has it",
+                    reason: format!("it is not available in range set {set}"),
                 });
             }
             (range, ip)
@@ -69,20 +66,35 @@ fn next_free<'a>(
     set_index: usize,
     set: &'a RangeSet,
     owner: &Owner,
-) -> Result<(&'a super::Range, IpAddr), IpamError> {
-    let mut taken: Option<HashSet<IpAddr>> = None;
-    for (tried, (range, ip)) in set.after(store.last_reserved(set_index)).enumerate() {
-        if tried == TRIES_BEFORE_LISTING {
-            taken = Some(store.leased()?.collect());
-        }
-        if taken.as_ref().is_some_and(|taken| taken.contains(&ip)) {
-            continue;
-        }
-        if store.lease(ip, owner)? {
-            return Ok((range, ip));
-        }
+) -> Result<(&'a Range, IpAddr), IpamError> {
+    let last = store.last_reserved(set_index);
+    if let Some(found) = search(store, set, last, owner)? {
+        return Ok(found);
     }
-    Err(IpamError::Exhausted {
+    // On old kernels the index may miss what the reference plugin released within one clock tick of ours.
+    store.rebuild_index()?;
+    search(store, set, last, owner)?.ok_or_else(|| IpamError::Exhausted {
         ranges: set.to_string(),
     })
+}
+
+fn search<'a>(
+    store: &mut LockedStore,
+    set: &'a RangeSet,
+    last: Option<IpAddr>,
+    owner: &Owner,
+) -> Result<Option<(&'a Range, IpAddr)>, IpamError> {
+    for span in set.spans_after(last) {
+        let mut from = Some(span.from);
+        while let Some(begin) = from.filter(|from| *from <= span.to) {
+            let Some(ip) = store.first_free(span.range, begin, span.to)? else {
+                break;
+            };
+            if ip != span.range.gateway() && store.lease(ip, owner)? {
+                return Ok(Some((span.range, ip)));
+            }
+            from = number(ip).checked_add(1);
+        }
+    }
+    Ok(None)
 }

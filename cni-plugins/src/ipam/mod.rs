@@ -1,15 +1,17 @@
-//! Address management: which addresses there are ([`range`], pure), who has them ([`LeaseStore`], files), and the
-//! choice of a free one ([`allocate`]).
+//! Address management: what is asked for ([`HostLocalConfig`]), which addresses there are ([`range`], pure), who has
+//! them ([`LeaseStore`], files), and the choice of a free one ([`allocate`]).
 //!
 //! The store is the directory that the reference `host-local` plugin keeps, so that a node can change from one to the
 //! other with live allocations in place.
 
 mod allocate;
+mod config;
 mod index;
 pub mod range;
 mod store;
 
 pub use allocate::{Allocation, allocate};
+pub use config::{HostLocalConfig, LeaseFolder, read_resolv_conf};
 pub use range::{Range, RangeConfig, RangeSet};
 pub use store::{LeaseStore, LockedStore, Owner};
 
@@ -27,21 +29,21 @@ pub enum IpamError {
         reason: String,
     },
     /// No address is left.
-    #[error("no address is left in {ranges}")]
+    #[error("no IP addresses available in range set: {ranges}")]
     Exhausted {
         /// Where.
         ranges: String,
     },
     /// The requested address cannot be had.
-    #[error("requested address {ip}: {reason}")]
+    #[error("requested IP address {ip}: {reason}")]
     Requested {
         /// The address.
         ip: IpAddr,
         /// Why not.
-        reason: &'static str,
+        reason: String,
     },
     /// The attachment has an address already.
-    #[error("{container}, {ifname} has an address already: {ip}")]
+    #[error("{ip} has been allocated to {container}, {ifname} already")]
     AlreadyAllocated {
         /// The container.
         container: String,

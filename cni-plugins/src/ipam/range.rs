@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::IpamError;
 
@@ -17,14 +17,24 @@ pub struct RangeConfig {
     /// The subnet.
     pub subnet: IpNetwork,
     /// The first address; the second of the subnet if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_address")]
     pub range_start: Option<IpAddr>,
     /// The last address; the last of the subnet before the broadcast address if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_address")]
     pub range_end: Option<IpAddr>,
     /// The gateway, never given away; the first address of the subnet if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_address")]
     pub gateway: Option<IpAddr>,
+}
+
+/// An address; an empty text counts as none, as with the reference.
+pub(super) fn optional_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<IpAddr>, D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(D::Error::custom),
+    }
 }
 
 /// A checked range with its defaults filled in.
@@ -40,11 +50,31 @@ pub struct Range {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
-fn number(ip: IpAddr) -> u128 {
+/// An address as a number within its family.
+pub(super) fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),
         IpAddr::V6(v6) => v6.to_bits(),
     }
+}
+
+/// The reverse of [`number`]. No range of IPv4 addresses leaves 32 bits: [`Range::new`] checked both of its ends.
+pub(super) fn address(number: u128, ipv4: bool) -> IpAddr {
+    if ipv4 {
+        IpAddr::V4(Ipv4Addr::from_bits(
+            u32::try_from(number).unwrap_or(u32::MAX),
+        ))
+    } else {
+        IpAddr::V6(Ipv6Addr::from_bits(number))
+    }
+}
+
+/// A part of a range, in the order in which addresses are given away.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub(super) range: &'a Range,
+    pub(super) from: u128,
+    pub(super) to: u128,
 }
 
 impl Range {
@@ -75,20 +105,20 @@ impl Range {
             Some(ip) if subnet.contains(ip) => Ok(number(ip)),
             Some(ip) => Err(wrong(format!("{what} {ip} is not in it"))),
         };
-        let start = inside("rangeStart", config.range_start, first + 1)?;
+        // As the reference has it: an IPv4 address may be written in the IPv6 form.
+        let canonical = |ip: Option<IpAddr>| ip.map(|ip| ip.to_canonical());
+        let start = inside("rangeStart", canonical(config.range_start), first + 1)?;
         // IPv6 has no broadcast address.
         let end = inside(
             "rangeEnd",
-            config.range_end,
+            canonical(config.range_end),
             if bits == 32 { last - 1 } else { last },
         )?;
         if start > end {
             return Err(wrong("rangeStart is after rangeEnd".to_owned()));
         }
-        if config
-            .gateway
-            .is_some_and(|gateway| gateway.is_ipv4() != subnet.is_ipv4())
-        {
+        let gateway = canonical(config.gateway);
+        if gateway.is_some_and(|gateway| gateway.is_ipv4() != subnet.is_ipv4()) {
             return Err(wrong("the gateway is of another family".to_owned()));
         }
         let mut range = Self {
@@ -97,18 +127,12 @@ impl Range {
             end,
             gateway: subnet.network(),
         };
-        range.gateway = config.gateway.unwrap_or_else(|| range.address(first + 1));
+        range.gateway = gateway.unwrap_or_else(|| range.address(first + 1));
         Ok(range)
     }
 
     fn address(&self, number: u128) -> IpAddr {
-        match self.subnet {
-            // An IPv4 range never leaves 32 bits: `new` checked both of its ends.
-            IpNetwork::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(
-                u32::try_from(number).unwrap_or(u32::MAX),
-            )),
-            IpNetwork::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(number)),
-        }
+        address(number, self.subnet.is_ipv4())
     }
 
     /// The subnet.
@@ -185,45 +209,53 @@ impl RangeSet {
             .any(|range| other.0.iter().any(|theirs| range.overlaps(theirs)))
     }
 
+    /// Whether its addresses are IPv4 ones.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.0.iter().any(|range| range.subnet.is_ipv4())
+    }
+
     /// The range that may give `ip` away.
     #[must_use]
     pub fn find(&self, ip: IpAddr) -> Option<&Range> {
         self.0.iter().find(|range| range.contains(ip))
     }
 
-    /// Every address once, beginning behind `last`, gateways left out.
-    pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> + '_ {
+    /// Every address once, beginning behind `last`. Gateways are among them.
+    pub(super) fn spans_after(&self, last: Option<IpAddr>) -> impl Iterator<Item = Span<'_>> {
         let position = last.and_then(|ip| {
-            self.0
-                .iter()
-                .position(|range| range.contains(ip))
-                .map(|at| (at, number(ip)))
+            let at = self.0.iter().position(|range| range.contains(ip))?;
+            Some((at, number(ip)))
         });
-        let (first, split) = position.unwrap_or((0, 0));
         let count = self.0.len();
-        let before = self.0.get(first).filter(|_| position.is_some());
-        let head = self.0.get(first).map(|range| {
-            let from = if position.is_some() {
-                split + 1
-            } else {
-                range.start
-            };
-            (range, from, range.end)
-        });
+        let whole = |range| Span {
+            range,
+            from: range.start,
+            to: range.end,
+        };
+        // What lies up to and with `last` comes at the very end.
+        let (first, head, tail) = match position {
+            None => (0, self.0.first().map(whole), None),
+            Some((at, last)) => {
+                let range = self.0.get(at);
+                let head = range.filter(|range| last < range.end).map(|range| Span {
+                    from: last + 1,
+                    ..whole(range)
+                });
+                (
+                    at,
+                    head,
+                    range.map(|range| Span {
+                        to: last,
+                        ..whole(range)
+                    }),
+                )
+            }
+        };
         let others = (1..count)
             .filter_map(move |step| self.0.get((first + step) % count))
-            .map(|range| (range, range.start, range.end));
-        // What lies up to and with `last` comes at the very end.
-        let tail = before.map(|range| (range, range.start, split));
-        head.into_iter()
-            .chain(others)
-            .chain(tail)
-            .flat_map(|(range, from, to)| {
-                // An inclusive range over u128 is empty if from > to.
-                (from..=to)
-                    .map(move |number| (range, range.address(number)))
-                    .filter(|(range, ip)| *ip != range.gateway)
-            })
+            .map(whole);
+        head.into_iter().chain(others).chain(tail)
     }
 }
 
@@ -264,9 +296,17 @@ mod tests {
     }
 
     fn order(set: &RangeSet, last: Option<&str>) -> Vec<String> {
-        set.after(last.map(|ip| ip.parse().unwrap()))
-            .map(|(_, ip)| ip.to_string())
+        addresses(set, last.map(|ip| ip.parse().unwrap()))
+            .map(|ip| ip.to_string())
             .collect()
+    }
+
+    fn addresses(set: &RangeSet, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        set.spans_after(last).flat_map(|span| {
+            (span.from..=span.to)
+                .map(|number| span.range.address(number))
+                .filter(|ip| *ip != span.range.gateway)
+        })
     }
 
     #[test]
@@ -340,12 +380,15 @@ mod tests {
         assert_eq!(order_first("::/0"), "::2");
         let set = RangeSet::new(&[config("::/0")]).unwrap();
         let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe";
-        assert_eq!(set.after(Some(last.parse().unwrap())).take(2).count(), 2);
+        assert_eq!(
+            addresses(&set, Some(last.parse().unwrap())).take(2).count(),
+            2
+        );
     }
 
     fn order_first(subnet: &str) -> String {
         let set = RangeSet::new(&[config(subnet)]).unwrap();
-        set.after(None).next().unwrap().1.to_string()
+        addresses(&set, None).next().unwrap().to_string()
     }
 
     proptest! {
@@ -355,7 +398,7 @@ mod tests {
         ) {
             let set = RangeSet::new(&[config(&format!("10.0.0.0/{prefix}"))]).unwrap();
             let last = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + last));
-            let all: Vec<_> = set.after(Some(last)).map(|(_, ip)| ip).collect();
+            let all: Vec<_> = addresses(&set, Some(last)).collect();
             let unique: HashSet<_> = all.iter().collect();
             prop_assert_eq!(unique.len(), all.len());
             // Without network, gateway and broadcast.

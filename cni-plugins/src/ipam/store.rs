@@ -5,22 +5,25 @@
 //! [`index`](super::index) remembers who has what.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     net::IpAddr,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
-use super::{IpamError, index::Index};
+use super::{IpamError, Range, index::Index};
 use crate::types::AttachmentKey;
 
 /// Every step under the lock takes microseconds; whoever holds it this long hangs.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
 const LOCK_POLL: Duration = Duration::from_micros(500);
+
+/// More than an environment variable can hold, and so more than any container's and link's names.
+const MAX_LEASE: u64 = 256 << 10;
 
 /// Who has an address. The link is empty in leases that old versions of the reference plugin made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +89,19 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
     }
 }
 
+/// Reads a small file; not through a link, and without waiting at a pipe.
+fn read_plain(path: &Path) -> io::Result<String> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(flags.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    let mut text = Vec::with_capacity(256);
+    file.take(MAX_LEASE).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 impl LeaseStore {
     /// The store of a network in `data_dir`. Nothing is read or made yet.
     #[must_use]
@@ -93,6 +109,12 @@ impl LeaseStore {
         Self {
             dir: data_dir.join(network),
         }
+    }
+
+    /// Whether there is a folder: a network that nobody used has none.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.exists()
     }
 
     /// Whether the store can be written, without locking it.
@@ -138,13 +160,13 @@ impl LeaseStore {
                 Err((_, errno)) => return Err(io_error("locking", &path)(errno.into())),
             }
         };
-        let index = Index::open(&self.dir)?;
+        let (index, current) = Index::open(&self.dir)?;
         let mut store = LockedStore {
             dir: self.dir.clone(),
             index,
             _lock: lock,
         };
-        if !store.index.is_current()? {
+        if !current {
             store.rebuild_index()?;
         }
         Ok(store)
@@ -172,8 +194,9 @@ impl LockedStore {
     /// [`IpamError::Io`].
     pub fn lease(&mut self, ip: IpAddr, owner: &Owner) -> Result<bool, IpamError> {
         let path = self.dir.join(ip.to_string());
-        // Most of a busy range is taken: asking first costs less than preparing a file.
-        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.len() > 0) {
+        // Somebody's, or something that is no lease at all and stays where it is.
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.len() > 0 || !meta.is_file()) {
+            self.index.add_ownerless(ip)?;
             return Ok(false);
         }
         let draft = self.index.draft_path();
@@ -202,11 +225,11 @@ impl LockedStore {
     /// # Errors
     /// [`IpamError::Io`].
     pub fn leases_of(&self, owner: &Owner) -> Result<Vec<IpAddr>, IpamError> {
-        let mut ips = Vec::new();
+        let mut ips: Vec<IpAddr> = Vec::new();
         for candidate in [owner.clone(), owner.without_link()] {
             for ip in self.index.get(&candidate)? {
-                if self.owner_of(ip)?.is_some_and(|found| found == candidate) && !ips.contains(&ip)
-                {
+                let is_theirs = self.owner_of(ip).is_some_and(|found| found == candidate);
+                if is_theirs && !ips.contains(&ip) {
                     ips.push(ip);
                 }
             }
@@ -227,12 +250,20 @@ impl LockedStore {
             ips = self.leases_of(owner)?;
         }
         for ip in &ips {
-            self.remove(*ip)?;
+            self.release_one(owner, *ip)?;
         }
-        self.index.remove(owner)?;
-        self.index.remove(&owner.without_link())?;
-        self.index.mark_current()?;
         Ok(ips)
+    }
+
+    /// Gives `ip` back, which `owner` has.
+    ///
+    /// # Errors
+    /// [`IpamError::Io`].
+    pub fn release_one(&mut self, owner: &Owner, ip: IpAddr) -> Result<(), IpamError> {
+        self.remove(ip)?;
+        self.index.remove(owner, ip)?;
+        self.index.remove(&owner.without_link(), ip)?;
+        self.index.mark_current()
     }
 
     /// Gives back every address whose owner `keep` refuses; returns them.
@@ -242,7 +273,7 @@ impl LockedStore {
     pub fn retain(&mut self, keep: impl Fn(&Owner) -> bool) -> Result<Vec<IpAddr>, IpamError> {
         let mut removed = Vec::new();
         for ip in self.leased()?.collect::<Vec<_>>() {
-            if self.owner_of(ip)?.is_some_and(|owner| !keep(&owner)) {
+            if self.owner_of(ip).is_some_and(|owner| !keep(&owner)) {
                 self.remove(ip)?;
                 removed.push(ip);
             }
@@ -259,10 +290,11 @@ impl LockedStore {
         let mut ips = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(io_error("reading", &self.dir))? {
             let entry = entry.map_err(io_error("reading", &self.dir))?;
-            if let Some(ip) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            // An address in another spelling is no lease: nobody would look there.
+            if let Ok(ip) = name.parse::<IpAddr>()
+                && ip.to_string() == name
             {
                 ips.push(ip);
             }
@@ -270,46 +302,66 @@ impl LockedStore {
         Ok(ips.into_iter())
     }
 
-    /// Who has `ip`.
-    ///
-    /// # Errors
-    /// [`IpamError::Io`].
-    pub fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>, IpamError> {
+    /// Who has `ip`; nobody if what is there is no lease.
+    #[must_use]
+    pub fn owner_of(&self, ip: IpAddr) -> Option<Owner> {
+        match self.read_lease(ip) {
+            Lease::Of(owner) => Some(owner),
+            Lease::Ownerless | Lease::Foreign => None,
+        }
+    }
+
+    fn read_lease(&self, ip: IpAddr) -> Lease {
         let path = self.dir.join(ip.to_string());
-        match fs::read(&path) {
-            Ok(text) => Ok(Owner::parse(&String::from_utf8_lossy(&text))),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("reading", &path)(error)),
+        // Whatever carries the name of an address takes it, as with the reference: a directory, a link, a file that
+        // cannot be read.
+        match read_plain(&path) {
+            Ok(text) => Owner::parse(&text).map_or(Lease::Ownerless, Lease::Of),
+            Err(_no_lease) => Lease::Foreign,
         }
     }
 
     /// The address that was last given away out of a range set.
     #[must_use]
     pub fn last_reserved(&self, set_index: usize) -> Option<IpAddr> {
-        fs::read_to_string(self.last_path(set_index))
+        read_plain(&self.last_path(set_index))
             .ok()?
             .trim()
             .parse()
             .ok()
     }
 
+    /// Only a hint: where the next search begins. Written in place, since some file systems write a file out to the
+    /// disk that replaces another; should it be half written, the search begins elsewhere.
     pub(super) fn set_last_reserved(
         &mut self,
         set_index: usize,
         ip: IpAddr,
     ) -> Result<(), IpamError> {
-        let (draft, path) = (self.index.draft_path(), self.last_path(set_index));
-        fs::write(&draft, ip.to_string()).map_err(io_error("writing", &draft))?;
-        // Out of the way first: some file systems write a file out to the disk that replaces another. If nothing is
-        // there after a crash, the search begins at the start.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(io_error("removing", &path)(error));
-            }
-            _ => {}
+        let path = self.last_path(set_index);
+        let text = ip.to_string();
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true);
+        options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+        let written = options.open(&path).and_then(|file| {
+            file.write_all_at(text.as_bytes(), 0)?;
+            file.set_len(text.len() as u64)
+        });
+        match written {
+            // Something else has its name: the next search begins at the start.
+            Err(_no_hint) => Ok(()),
+            Ok(()) => self.index.mark_current(),
         }
-        fs::rename(&draft, &path).map_err(io_error("replacing", &path))?;
-        self.index.mark_current()
+    }
+
+    /// The first address of `range` within `from..=to` that is not known to be taken.
+    pub(super) fn first_free(
+        &self,
+        range: &Range,
+        from: u128,
+        to: u128,
+    ) -> Result<Option<IpAddr>, IpamError> {
+        self.index.first_free(from, to, range.subnet().is_ipv4())
     }
 
     fn last_path(&self, set_index: usize) -> PathBuf {
@@ -327,18 +379,28 @@ impl LockedStore {
     }
 
     /// Reads every lease: after a crash, or when the reference plugin made or released some.
-    fn rebuild_index(&mut self) -> Result<(), IpamError> {
-        let mut owners: BTreeMap<Owner, Vec<IpAddr>> = BTreeMap::new();
+    pub(super) fn rebuild_index(&mut self) -> Result<(), IpamError> {
+        let (mut owned, mut foreign) = (Vec::new(), Vec::new());
         for ip in self.leased()? {
-            match self.owner_of(ip)? {
-                Some(owner) => owners.entry(owner).or_default().push(ip),
+            match self.read_lease(ip) {
+                Lease::Of(owner) => owned.push((owner, ip)),
+                Lease::Foreign => foreign.push(ip),
                 // Under the lock nobody is in the middle of writing: it belongs to no one.
-                None => self.remove(ip)?,
+                Lease::Ownerless => self.remove(ip)?,
             }
         }
-        self.index.replace(&owners)?;
+        self.index.replace(&owned, &foreign)?;
         self.index.mark_current()
     }
+}
+
+/// What a file with the name of an address is.
+enum Lease {
+    Of(Owner),
+    /// A crash of the reference plugin, which makes the file and then writes it.
+    Ownerless,
+    /// Nothing that an allocator made.
+    Foreign,
 }
 
 #[cfg(test)]

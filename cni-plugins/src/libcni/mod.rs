@@ -5,12 +5,18 @@
 mod cache;
 mod conflist;
 pub mod delegate;
+mod error;
 mod exec;
+mod folder;
+mod request;
 mod runner;
 
-pub use conflist::{Conflist, ConflistError, PluginConf};
+pub use cache::CachedAttachment;
+pub use conflist::{Conflist, PluginConf};
+pub use error::RunnerError;
 pub use exec::{ExecError, PluginCall, run_plugin};
-pub use runner::{Attachment, CniRunner, RunnerError};
+pub use folder::ConflistError;
+pub use runner::{Attachment, CniRunner};
 
 /// What names an attachment of a network.
 pub use crate::types::AttachmentKey;

@@ -1,22 +1,37 @@
 //! Attaches and detaches containers by running a list's plugins.
 
-use std::{collections::HashSet, io, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    path::PathBuf,
+    time::Duration,
+};
 
+use futures::{StreamExt as _, stream};
 use serde_json::{Map, Value, json};
-use skiff_netns::{NetnsError, NodeNetns};
+use skiff_netns::NodeNetns;
 
 use super::{
-    Conflist, PluginConf,
-    cache::{CachedResult, ResultCache},
-    exec::{self, ExecError, PluginCall},
+    CachedAttachment, Conflist, PluginConf, RunnerError,
+    cache::ResultCache,
+    exec::{self, PluginCall},
+    request,
 };
-use crate::types::{AttachmentKey, CniError, CniResult, ContainerId, IfName};
+use crate::types::{
+    AttachmentKey, CniResult, CniVersion, ContainerId, IfName, NetworkName, PluginType, code,
+};
 
 /// The patience of the kubelet's runtimes.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Stale attachments that GC detaches at once: plugins that share the cost of a deletion can do so.
+const DETACHED_AT_ONCE: usize = 32;
+
+/// What a plugin may say to a version that it does not know. One that is older than GC and STATUS may look for the
+/// container first, and those have none.
+const REFUSALS: [u32; 3] = [code::VERSION, code::UNKNOWN_CONTAINER, code::ENVIRONMENT];
 
 /// A container's attachment to a network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Attachment {
     /// The container.
     pub container_id: ContainerId,
@@ -41,79 +56,11 @@ impl Attachment {
     }
 }
 
-/// A list that could not be run to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum RunnerError {
-    /// A plugin failed.
-    #[error(transparent)]
-    Plugin(#[from] ExecError),
-    /// A plugin's answer is not a result.
-    #[error("invalid result of {plugin_type}")]
-    Result {
-        /// The plugin.
-        plugin_type: String,
-        /// What is wrong with it.
-        #[source]
-        source: CniError,
-    },
-    /// The node's namespace cannot be entered.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// The result cache cannot be written or read.
-    #[error("result cache of {network}")]
-    Cache {
-        /// The network.
-        network: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// CHECK of what was never attached.
-    #[error("no result of an ADD is cached for {container}, {ifname}")]
-    NotCached {
-        /// The container.
-        container: String,
-        /// The link.
-        ifname: String,
-    },
-    /// More than one plugin failed to clean up.
-    #[error("{first}; {more} more")]
-    Several {
-        /// The first failure.
-        #[source]
-        first: Box<Self>,
-        /// How many came after it.
-        more: usize,
-    },
-}
-
-impl RunnerError {
-    /// The plugin's own error, if it was a plugin that failed.
-    #[must_use]
-    pub fn cni(&self) -> Option<&CniError> {
-        match self {
-            Self::Plugin(ExecError::Failed { source, .. }) | Self::Result { source, .. } => {
-                Some(source)
-            }
-            Self::Several { first, .. } => first.cni(),
-            _ => None,
-        }
-    }
-
-    fn join(errors: Vec<Self>) -> Result<(), Self> {
-        let more = errors.len().saturating_sub(1);
-        match errors.into_iter().next() {
-            None => Ok(()),
-            Some(only) if more == 0 => Err(only),
-            Some(first) => Err(Self::Several {
-                first: Box::new(first),
-                more,
-            }),
-        }
-    }
-}
-
 /// Runs configuration lists for one node. Plugins start inside the node's network namespace.
+///
+/// Calls for different attachments may run at once. If a plugin does not speak a list's newest version, all plugins are
+/// asked for theirs and the call is repeated at the newest one that the list offers and all of them speak; lists that
+/// offer no more than what their plugins speak spare the first attempt.
 #[derive(Debug, Clone)]
 pub struct CniRunner {
     bin_dirs: Vec<PathBuf>,
@@ -151,10 +98,22 @@ impl CniRunner {
         list: &Conflist,
         attachment: &Attachment,
     ) -> Result<CniResult, RunnerError> {
+        let result = self.add_or_undo(list, attachment).await;
+        match self.older(list, &result).await {
+            Some(list) => self.add_or_undo(&list, attachment).await,
+            None => result,
+        }
+    }
+
+    async fn add_or_undo(
+        &self,
+        list: &Conflist,
+        attachment: &Attachment,
+    ) -> Result<CniResult, RunnerError> {
         match self.add_all(list, attachment).await {
             Ok(result) => Ok(result),
             Err(error) => {
-                if let Err(undo) = self.del(list, attachment).await {
+                if let Err(undo) = self.del_all(list, attachment).await {
                     tracing::warn!(container = %attachment.container_id,
                         error = &undo as &dyn std::error::Error, "undoing a failed ADD");
                 }
@@ -168,24 +127,23 @@ impl CniRunner {
         list: &Conflist,
         attachment: &Attachment,
     ) -> Result<CniResult, RunnerError> {
-        let mut previous: Option<(Value, CniResult)> = None;
+        let mut previous: Option<CniResult> = None;
         for plugin in &list.plugins {
-            let prev_json = previous.as_ref().map(|(json, _)| json);
-            let config = plugin_config(list, plugin, Some(attachment), prev_json);
+            // A plugin may answer in another version than it was asked in; the next one gets it in the list's.
+            let json = previous.as_ref().map(|result| result.to_json(list.version));
+            let config = request::configuration(list, plugin, Some(attachment), json);
             let answer = self.run("ADD", plugin, Some(attachment), config).await?;
             let json = answer.unwrap_or_else(|| json!({}));
             let result = CniResult::from_json(&json).map_err(|source| RunnerError::Result {
                 plugin_type: plugin.plugin_type.as_str().to_owned(),
                 source,
             })?;
-            previous = Some((json, result));
+            previous = Some(result);
         }
-        let (_, result) = previous.unwrap_or_default();
-        let json = result.to_json(list.version);
-        let entry = CachedResult::new(&list.name, attachment, &list_json(list), json);
+        let result = previous.unwrap_or_default();
         self.cache
-            .put(&list.name, &attachment.key(), &entry)
-            .map_err(|source| self.cache_error(list, source))?;
+            .put(list, attachment, &result)
+            .map_err(|source| cache_error(list, source))?;
         Ok(result)
     }
 
@@ -194,17 +152,43 @@ impl CniRunner {
     /// # Errors
     /// [`RunnerError`]; the cached result stays, so that it can be tried again.
     pub async fn del(&self, list: &Conflist, attachment: &Attachment) -> Result<(), RunnerError> {
+        let result = self.del_all(list, attachment).await;
+        match self.older(list, &result).await {
+            Some(list) => self.del_all(&list, attachment).await,
+            None => result,
+        }
+    }
+
+    /// [`CniRunner::del`] with the list and the arguments that ADD had, as far as they are cached: what is made is
+    /// removed also when the list on disk, or what is known of the container, is another by now.
+    ///
+    /// # Errors
+    /// As [`CniRunner::del`].
+    pub async fn detach(
+        &self,
+        list: &Conflist,
+        attachment: &Attachment,
+    ) -> Result<(), RunnerError> {
+        let Some(mut cached) = self.cached(&list.name, &attachment.key()) else {
+            return self.del(list, attachment).await;
+        };
+        cached.fill_from(attachment);
+        let list = cached.list.as_ref().unwrap_or(list);
+        self.del(list, &cached.attachment).await
+    }
+
+    async fn del_all(&self, list: &Conflist, attachment: &Attachment) -> Result<(), RunnerError> {
         let previous = if list.version.has_check() {
             self.cache
                 .get(&list.name, &attachment.key())
-                .map(|cached| cached.result)
+                .and_then(|cached| cached.result)
+                .map(|result| result.to_json(list.version))
         } else {
             None
         };
-        let previous = previous.filter(Value::is_object);
         let mut errors = Vec::new();
         for plugin in list.plugins.iter().rev() {
-            let config = plugin_config(list, plugin, Some(attachment), previous.as_ref());
+            let config = request::configuration(list, plugin, Some(attachment), previous.clone());
             if let Err(error) = self.run("DEL", plugin, Some(attachment), config).await {
                 errors.push(error);
             }
@@ -212,7 +196,7 @@ impl CniRunner {
         if errors.is_empty()
             && let Err(source) = self.cache.remove(&list.name, &attachment.key())
         {
-            errors.push(self.cache_error(list, source));
+            errors.push(cache_error(list, source));
         }
         RunnerError::join(errors)
     }
@@ -222,24 +206,36 @@ impl CniRunner {
     /// # Errors
     /// [`RunnerError`] of the first plugin that misses something.
     pub async fn check(&self, list: &Conflist, attachment: &Attachment) -> Result<(), RunnerError> {
+        let result = self.check_all(list, attachment).await;
+        match self.older(list, &result).await {
+            Some(list) => self.check_all(&list, attachment).await,
+            None => result,
+        }
+    }
+
+    async fn check_all(&self, list: &Conflist, attachment: &Attachment) -> Result<(), RunnerError> {
         if list.disable_check || !list.version.has_check() {
             return Ok(());
         }
-        let cached = self
+        let previous = self
             .cache
             .get(&list.name, &attachment.key())
+            .and_then(|cached| cached.result)
             .ok_or_else(|| RunnerError::NotCached {
                 container: attachment.container_id.as_str().to_owned(),
                 ifname: attachment.ifname.as_str().to_owned(),
-            })?;
+            })?
+            .to_json(list.version);
         for plugin in &list.plugins {
-            let config = plugin_config(list, plugin, Some(attachment), Some(&cached.result));
+            let previous = Some(previous.clone());
+            let config = request::configuration(list, plugin, Some(attachment), previous);
             self.run("CHECK", plugin, Some(attachment), config).await?;
         }
         Ok(())
     }
 
-    /// Detaches every cached attachment that is not `valid`, and lets the plugins remove what else they find.
+    /// Detaches every cached attachment that is not `valid`, many at once, and lets the plugins remove what else they
+    /// find.
     ///
     /// # Errors
     /// [`RunnerError`]; everything was tried.
@@ -248,29 +244,31 @@ impl CniRunner {
             return Ok(());
         }
         let keep: HashSet<&AttachmentKey> = valid.iter().collect();
-        let cached = self
-            .cache
-            .list(&list.name)
-            .map_err(|source| self.cache_error(list, source))?;
+        let stale = self.attachments(&list.name)?.into_iter();
+        let stale = stale.filter(|cached| !keep.contains(&cached.attachment.key()));
+        let detached = stream::iter(stale).map(|cached| async move {
+            let list = cached.list.as_ref().unwrap_or(list);
+            self.del(list, &cached.attachment).await
+        });
+        let mut errors: Vec<RunnerError> = detached
+            .buffer_unordered(DETACHED_AT_ONCE)
+            .filter_map(|result| async { result.err() })
+            .collect()
+            .await;
+        let result = self.gc_all(list, valid).await;
+        let result = match self.older(list, &result).await {
+            Some(list) => self.gc_all(&list, valid).await,
+            None => result,
+        };
+        errors.extend(result.err());
+        RunnerError::join(errors)
+    }
+
+    async fn gc_all(&self, list: &Conflist, valid: &[AttachmentKey]) -> Result<(), RunnerError> {
         let mut errors = Vec::new();
-        for stale in cached {
-            let Some(key) = stale.key().filter(|key| !keep.contains(key)) else {
-                continue;
-            };
-            let attachment = Attachment {
-                container_id: key.container_id,
-                ifname: key.ifname,
-                netns: PathBuf::from(&stale.netns),
-                args: stale.cni_args,
-                capability_args: stale.capability_args,
-            };
-            if let Err(error) = self.del(list, &attachment).await {
-                errors.push(error);
-            }
-        }
         if list.version.has_gc() {
             for plugin in &list.plugins {
-                let mut config = plugin_config(list, plugin, None, None);
+                let mut config = request::configuration(list, plugin, None, None);
                 config.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
                 if let Err(error) = self.run("GC", plugin, None, config).await {
                     errors.push(error);
@@ -285,15 +283,88 @@ impl CniRunner {
     /// # Errors
     /// [`RunnerError`] of the first plugin that cannot.
     pub async fn status(&self, list: &Conflist) -> Result<(), RunnerError> {
+        let result = self.status_all(list).await;
+        match self.older(list, &result).await {
+            Some(list) => self.status_all(&list).await,
+            None => result,
+        }
+    }
+
+    async fn status_all(&self, list: &Conflist) -> Result<(), RunnerError> {
         for plugin in &list.plugins {
             if list.version.has_gc() {
-                let config = plugin_config(list, plugin, None, None);
+                let config = request::configuration(list, plugin, None, None);
                 self.run("STATUS", plugin, None, config).await?;
             } else {
                 exec::find(&plugin.plugin_type, &self.bin_dirs)?;
             }
         }
         Ok(())
+    }
+
+    /// What ADD left of an attachment; `None` if there is nothing, or it is damaged.
+    #[must_use]
+    pub fn cached(&self, network: &NetworkName, key: &AttachmentKey) -> Option<CachedAttachment> {
+        self.cache.get(network, key)
+    }
+
+    /// All cached attachments of a network.
+    ///
+    /// # Errors
+    /// [`RunnerError::Cache`].
+    pub fn attachments(&self, network: &NetworkName) -> Result<Vec<CachedAttachment>, RunnerError> {
+        self.cache
+            .list(network)
+            .map_err(|source| RunnerError::Cache {
+                network: network.as_str().to_owned(),
+                source,
+            })
+    }
+
+    /// The list at an older version, if a plugin refused the one that it was called in and all plugins speak another.
+    async fn older<T>(&self, list: &Conflist, result: &Result<T, RunnerError>) -> Option<Conflist> {
+        let error = result.as_ref().err()?;
+        let refused = !matches!(error, RunnerError::Result { .. })
+            && error.cni().is_some_and(|cni| REFUSALS.contains(&cni.code));
+        if !refused || list.versions.first() == Some(&list.version) {
+            return None;
+        }
+        let types: BTreeSet<&str> = list
+            .plugins
+            .iter()
+            .map(|p| p.plugin_type.as_str())
+            .collect();
+        let mut common = list.versions.clone();
+        for plugin_type in types {
+            let plugin_type = plugin_type.parse().ok()?;
+            let spoken = self.versions(&plugin_type).await.ok()?;
+            common.retain(|version| spoken.contains(version));
+        }
+        let version = common.pop().filter(|version| *version < list.version)?;
+        tracing::debug!(network = %list.name, %version, "a plugin does not speak the newest version");
+        Some(list.at_version(version))
+    }
+
+    /// The versions that a plugin and we speak.
+    ///
+    /// # Errors
+    /// [`RunnerError`] if it cannot be asked.
+    pub async fn versions(&self, plugin_type: &PluginType) -> Result<Vec<CniVersion>, RunnerError> {
+        let plugin = PluginConf {
+            plugin_type: plugin_type.clone(),
+            raw: Map::new(),
+        };
+        let version = CniVersion::LATEST.as_str();
+        let config = Map::from_iter([("cniVersion".to_owned(), version.into())]);
+        let answer = self.run("VERSION", &plugin, None, config).await?;
+        let spoken = answer
+            .as_ref()
+            .and_then(|json| json.get("supportedVersions"))
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let spoken = spoken.iter().filter_map(Value::as_str);
+        Ok(spoken.filter_map(|text| text.parse().ok()).collect())
     }
 
     async fn run(
@@ -305,7 +376,7 @@ impl CniRunner {
     ) -> Result<Option<Value>, RunnerError> {
         let call = PluginCall {
             plugin: exec::find(&plugin.plugin_type, &self.bin_dirs)?,
-            env: self.environment(command, attachment),
+            env: request::environment(command, &self.bin_dirs, attachment),
             stdin: Value::Object(config).to_string().into_bytes(),
             timeout: self.timeout,
         };
@@ -315,81 +386,13 @@ impl CniRunner {
             .run_blocking(move || exec::run_plugin(&call))
             .await??)
     }
-
-    fn environment(
-        &self,
-        command: &'static str,
-        attachment: Option<&Attachment>,
-    ) -> Vec<(&'static str, String)> {
-        let mut env = vec![
-            ("CNI_COMMAND", command.to_owned()),
-            ("CNI_PATH", exec::join_path(&self.bin_dirs)),
-        ];
-        let Some(attachment) = attachment else {
-            return env;
-        };
-        env.push((
-            "CNI_CONTAINERID",
-            attachment.container_id.as_str().to_owned(),
-        ));
-        env.push(("CNI_IFNAME", attachment.ifname.as_str().to_owned()));
-        env.push(("CNI_NETNS", attachment.netns.to_string_lossy().into_owned()));
-        let args: Vec<String> = attachment
-            .args
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        if !args.is_empty() {
-            env.push(("CNI_ARGS", args.join(";")));
-        }
-        env
-    }
-
-    fn cache_error(&self, list: &Conflist, source: io::Error) -> RunnerError {
-        RunnerError::Cache {
-            network: list.name.as_str().to_owned(),
-            source,
-        }
-    }
 }
 
-/// What a plugin gets on stdin: its own keys, the list's name and version, `runtimeConfig` for the capabilities that
-/// it declares, and the result before it.
-fn plugin_config(
-    list: &Conflist,
-    plugin: &PluginConf,
-    attachment: Option<&Attachment>,
-    previous: Option<&Value>,
-) -> Map<String, Value> {
-    let mut config = plugin.raw.clone();
-    config.insert("name".to_owned(), list.name.as_str().into());
-    config.insert("cniVersion".to_owned(), list.version.as_str().into());
-    if let Some(attachment) = attachment {
-        let capabilities = config.get("capabilities").and_then(Value::as_object);
-        let wanted: Map<String, Value> = attachment
-            .capability_args
-            .iter()
-            .filter(|(key, _)| {
-                capabilities
-                    .and_then(|all| all.get(*key))
-                    .and_then(Value::as_bool)
-                    == Some(true)
-            })
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        if !wanted.is_empty() {
-            config.insert("runtimeConfig".to_owned(), Value::Object(wanted));
-        }
+fn cache_error(list: &Conflist, source: io::Error) -> RunnerError {
+    RunnerError::Cache {
+        network: list.name.as_str().to_owned(),
+        source,
     }
-    if let Some(previous) = previous {
-        config.insert("prevResult".to_owned(), previous.clone());
-    }
-    config
-}
-
-fn list_json(list: &Conflist) -> Value {
-    let plugins: Vec<&Map<String, Value>> = list.plugins.iter().map(|plugin| &plugin.raw).collect();
-    json!({ "cniVersion": list.version.as_str(), "name": list.name, "plugins": plugins })
 }
 
 #[cfg(test)]

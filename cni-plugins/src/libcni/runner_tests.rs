@@ -1,6 +1,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::*;
+use crate::libcni::ExecError;
 
 /// A plugin that logs its call, and whose ADD answers with the address `ip`.
 fn plugin(dir: &Path, name: &str, ip: &str, failing: &str) {
@@ -171,4 +172,116 @@ async fn status_asks_every_plugin_and_a_missing_one_is_an_error() {
     );
     plugin(dir.path(), "two", "10.0.0.3", "");
     runner(dir.path()).status(&list()).await.unwrap();
+}
+
+/// A plugin as [`plugin`] that speaks nothing newer than 1.0.0.
+fn old_plugin(dir: &Path, name: &str, ip: &str) {
+    let text = format!(
+        r#"#!/bin/sh
+conf="$(cat)"
+if [ "$CNI_COMMAND" = VERSION ]; then
+    echo '{{"cniVersion":"1.0.0","supportedVersions":["0.1.0","0.4.0","1.0.0"]}}'
+    exit 0
+fi
+case "$conf" in *'"cniVersion":"1.1.0"'*) echo '{{"code":1,"msg":"incompatible"}}'; exit 1;; esac
+echo "$CNI_COMMAND {name} $conf" >> {log}
+[ "$CNI_COMMAND" = ADD ] && echo '{{"cniVersion":"1.0.0","ips":[{{"address":"{ip}/24"}}]}}'
+exit 0
+"#,
+        log = dir.join("log").display()
+    );
+    let path = dir.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn an_older_plugin_is_met_at_a_version_that_the_list_offers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    fs::write(
+        dir.join("one"),
+        fs::read_to_string(dir.join("one")).unwrap().replace(
+            "exit 0",
+            r#"[ "$CNI_COMMAND" = VERSION ] && echo '{"supportedVersions":["1.0.0","1.1.0"]}'; exit 0"#,
+        ),
+    )
+    .unwrap();
+    old_plugin(dir, "two", "10.0.0.3");
+    let runner = runner(dir);
+    // The list offers nothing older: the plugin's error says what is the matter.
+    let error = runner.add(&list(), &attachment("c1")).await.unwrap_err();
+    assert_eq!(error.cni().unwrap().code, code::VERSION);
+
+    let text = br#"{"cniVersion":"1.1.0","cniVersions":["0.4.0","1.0.0"],"name":"net",
+        "plugins":[{"type":"one"},{"type":"two"}]}"#;
+    let list = Conflist::parse(text).unwrap();
+    calls(dir);
+    runner.add(&list, &attachment("c1")).await.unwrap();
+    runner.check(&list, &attachment("c1")).await.unwrap();
+    runner.status(&list).await.unwrap();
+    runner.gc(&list, &[attachment("c1").key()]).await.unwrap();
+    calls(dir);
+    // What ADD spoke is remembered: no more attempts at 1.1.0.
+    runner.detach(&list, &attachment("c1")).await.unwrap();
+    let calls = calls(dir);
+    assert_eq!(names(&calls), ["DEL two", "DEL one"]);
+    assert_eq!(calls[1].1["cniVersion"], "1.0.0");
+    assert_eq!(calls[1].1["prevResult"]["cniVersion"], "1.0.0");
+}
+
+#[tokio::test]
+async fn detach_uses_the_list_and_the_arguments_of_add() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let (runner, list) = (runner(dir), list());
+    runner.add(&list, &attachment("c1")).await.unwrap();
+    calls(dir);
+    let other = br#"{"cniVersion":"1.1.0","name":"net","plugins":[{"type":"three"}]}"#;
+    let other = Conflist::parse(other).unwrap();
+    let bare = Attachment {
+        netns: PathBuf::new(),
+        args: Vec::new(),
+        capability_args: Map::new(),
+        ..attachment("c1")
+    };
+    runner.detach(&other, &bare).await.unwrap();
+    let calls = calls(dir);
+    assert_eq!(names(&calls), ["DEL two", "DEL one"]);
+    assert_eq!(
+        calls[1].1["runtimeConfig"],
+        json!({"mac": "02:00:00:00:00:01"})
+    );
+    // Nothing is cached any more: the list that is given counts.
+    let error = runner.detach(&other, &bare).await.unwrap_err();
+    assert!(
+        matches!(error, RunnerError::Plugin(ExecError::NotFound { .. })),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_result_goes_on_in_the_lists_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let text = br#"{"cniVersion":"0.4.0","name":"net","plugins":[{"type":"one"},{"type":"two"}]}"#;
+    let old = Conflist::parse(text).unwrap();
+    let runner = runner(dir);
+    runner.add(&old, &attachment("c1")).await.unwrap();
+    // Its plugins answer in 1.1.0.
+    let prev = calls(dir)[1].1["prevResult"].clone();
+    assert_eq!(
+        (&prev["cniVersion"], &prev["ips"][0]["version"]),
+        (&json!("0.4.0"), &json!("4"))
+    );
+    // The list was moved to another version while the container ran.
+    runner.check(&list(), &attachment("c1")).await.unwrap();
+    let prev = calls(dir)[0].1["prevResult"].clone();
+    assert_eq!(prev["cniVersion"], "1.1.0");
+    assert!(prev["ips"][0].get("version").is_none());
 }

@@ -26,15 +26,9 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
-    /// The connection is gone.
-    #[error("{action}: the netlink connection is closed")]
-    Closed {
-        /// What was tried.
-        action: &'static str,
-    },
     /// No answer.
     #[error("{action}: no answer from the kernel")]
-    Timeout {
+    Unanswered {
         /// What was tried.
         action: &'static str,
     },
@@ -67,9 +61,21 @@ impl NetlinkError {
         self.is(Errno::ENODEV) || self.is(Errno::ESRCH) || self.is(Errno::EADDRNOTAVAIL)
     }
 
+    /// Whether no route leads there.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.is(Errno::ENETUNREACH) || self.is(Errno::EHOSTUNREACH)
+    }
+
     /// Whether it exists already.
     #[must_use]
     pub fn is_existing(&self) -> bool {
         self.is(Errno::EEXIST)
+    }
+
+    /// Whether the kernel does not know what was asked for.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        self.is(Errno::EOPNOTSUPP)
     }
 }

@@ -6,17 +6,20 @@ use std::{
 };
 
 use rtnetlink::{
-    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec,
+    LinkMessageBuilder, LinkUnspec,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{
+            AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute,
+            LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        },
     },
 };
 
 use super::{Netlink, NetlinkError, Verb};
 
 /// A link as the kernel describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its number in its namespace.
     pub index: u32,
@@ -32,6 +35,12 @@ pub struct Link {
     pub up: bool,
     /// Whether it is promiscuous.
     pub promiscuous: bool,
+    /// Whether it takes every multicast frame.
+    pub all_multicast: bool,
+    /// How many frames may wait to be sent.
+    pub tx_queue_len: u32,
+    /// The link that it belongs to; for a veth the number of the other end, in the other end's namespace.
+    pub peer: Option<u32>,
     /// The bridge that it is a port of.
     pub controller: Option<u32>,
     /// What its maker wrote on it.
@@ -55,7 +64,7 @@ impl Link {
         Mac(&self.mac).to_string()
     }
 
-    fn from_message(message: LinkMessage) -> Self {
+    pub(super) fn from_message(message: LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -64,6 +73,9 @@ impl Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             promiscuous: message.header.flags.contains(LinkFlags::Promisc),
+            all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
+            tx_queue_len: 0,
+            peer: None,
             controller: None,
             alias: String::new(),
         };
@@ -72,6 +84,8 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
+                LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::LinkInfo(infos) => {
@@ -88,17 +102,6 @@ impl Link {
     }
 }
 
-/// A bridge to be made.
-#[derive(Debug, Clone)]
-pub struct BridgeSpec<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its MTU; the kernel's default if not given.
-    pub mtu: Option<u32>,
-    /// Its hardware address: a bridge without one takes that of its ports, and changes it when they come and go.
-    pub mac: [u8; 6],
-}
-
 /// A veth pair to be made, with one end in another namespace. This end is up at once; the other cannot be (the kernel
 /// has not joined them yet when it would be opened).
 #[derive(Debug, Clone)]
@@ -107,8 +110,8 @@ pub struct VethSpec<'a> {
     pub name: &'a str,
     /// The hardware address of this end.
     pub mac: [u8; 6],
-    /// The bridge that this end joins.
-    pub controller: u32,
+    /// The bridge that this end joins, if any.
+    pub controller: Option<u32>,
     /// The name of the other end.
     pub peer_name: &'a str,
     /// The hardware address of the other end.
@@ -119,28 +122,32 @@ pub struct VethSpec<'a> {
     pub mtu: Option<u32>,
 }
 
-/// What a bridge port is set to.
-#[derive(Debug, Clone, Default)]
-pub struct PortSettings<'a> {
-    /// Frames may leave by the port that they came in.
-    pub hairpin: bool,
-    /// What is written on the link.
-    pub alias: Option<&'a str>,
-}
-
 impl Netlink {
     /// Finds a link; `None` if there is none of that name.
     ///
     /// # Errors
     /// [`NetlinkError`].
     pub async fn find_link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let message = LinkUnspec::new_with_name(name).build();
-        let request = self.request(
-            "finding a link",
-            RouteNetlinkMessage::GetLink(message),
-            Verb::Get,
-        );
-        match request.await {
+        self.find(LinkUnspec::new_with_name(name)).await
+    }
+
+    /// Finds a link by its number; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn find_link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        self.find(LinkUnspec::new_with_index(index)).await
+    }
+
+    /// Without its counters, which are half of the answer.
+    async fn find(
+        &self,
+        which: LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<Option<Link>, NetlinkError> {
+        let lean = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let message = which.append_extra_attribute(lean).build();
+        let request = RouteNetlinkMessage::GetLink(message);
+        match self.request("finding a link", request, Verb::Get).await {
             Ok(messages) => Ok(links(messages).next()),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
@@ -159,24 +166,12 @@ impl Netlink {
             .collect())
     }
 
-    /// Makes a bridge, up.
-    ///
-    /// # Errors
-    /// [`NetlinkError`]; [`NetlinkError::is_existing`] if the name is taken.
-    pub async fn create_bridge(&self, spec: &BridgeSpec<'_>) -> Result<(), NetlinkError> {
-        let mut link = LinkBridge::new(spec.name).up().address(spec.mac.to_vec());
-        if let Some(mtu) = spec.mtu {
-            link = link.mtu(mtu);
-        }
-        self.new_link("creating a bridge", link.build(), Verb::Create)
-            .await
-    }
-
-    /// Makes a veth pair in one request: this end joins its bridge, the other is born in its namespace.
+    /// Makes a veth pair in one request: this end joins its bridge, the other is born in its namespace. Returns this
+    /// end if the kernel tells of it (Linux 6.2), as it was before it joined its bridge.
     ///
     /// # Errors
     /// [`NetlinkError`]; [`NetlinkError::is_existing`] if one of the names is taken.
-    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<(), NetlinkError> {
+    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<Option<Link>, NetlinkError> {
         let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(spec.peer_name)
             .address(spec.peer_mac.to_vec())
@@ -184,8 +179,10 @@ impl Netlink {
         let mut link = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
             .name(spec.name)
             .address(spec.mac.to_vec())
-            .controller(spec.controller)
             .up();
+        if let Some(controller) = spec.controller {
+            link = link.controller(controller);
+        }
         if let Some(mtu) = spec.mtu {
             peer = peer.mtu(mtu);
             link = link.mtu(mtu);
@@ -193,30 +190,11 @@ impl Netlink {
         let message = link
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .build();
-        self.new_link("creating a veth pair", message, Verb::Create)
-            .await
-    }
-
-    /// Sets what can only be set on a port that exists.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub async fn set_port(&self, name: &str, port: &PortSettings<'_>) -> Result<(), NetlinkError> {
-        let mut link = if port.hairpin {
-            let mut message = LinkBridgePort::new(0).hairpin(true).build();
-            message
-                .attributes
-                .insert(0, LinkAttribute::IfName(name.to_owned()));
-            message
-        } else {
-            LinkUnspec::new_with_name(name).build()
-        };
-        if let Some(alias) = port.alias {
-            link.attributes
-                .push(LinkAttribute::IfAlias(alias.to_owned()));
-        }
-        self.new_link("setting a bridge port", link, Verb::Change)
-            .await
+        let request = RouteNetlinkMessage::NewLink(message);
+        let told = self
+            .request("creating a veth pair", request, Verb::CreateAndTell)
+            .await?;
+        Ok(links(told).next())
     }
 
     /// Sets a link up.
@@ -226,6 +204,22 @@ impl Netlink {
     pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).up().build();
         self.new_link("setting a link up", message, Verb::Change)
+            .await
+    }
+
+    /// Lets a link tell its neighbours of its IPv4 addresses when it is set up.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn announce_when_up(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut settings = InetDevConf::default();
+        settings.arp_notify = 1;
+        let inet = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet]))
+            .build();
+        self.new_link("setting a link's announcements", message, Verb::Change)
             .await
     }
 
@@ -273,7 +267,7 @@ impl Netlink {
         }
     }
 
-    async fn new_link(
+    pub(super) async fn new_link(
         &self,
         action: &'static str,
         message: LinkMessage,

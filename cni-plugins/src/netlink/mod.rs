@@ -1,41 +1,56 @@
 //! Typed calls on links, addresses and routes. The only user of rtnetlink.
 //!
 //! A [`Netlink`] is bound for good to the network namespace that it was opened in, whatever thread uses it. Every
-//! request goes through [`Netlink::request`], which repeats what the kernel interrupted.
+//! request goes through [`Netlink::request`], which repeats what the kernel interrupted. Requests take their turns, as
+//! they do in the kernel.
 
 mod addr;
+mod bridge;
 mod error;
+mod exchange;
+mod group;
 mod link;
+mod neigh;
 mod route;
+mod tc;
+mod tuning;
+mod vxlan;
 
-use std::time::Duration;
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    sync::{Mutex, PoisonError},
+};
 
-use futures::StreamExt as _;
 use rtnetlink::{
-    Handle,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
-        NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     },
     packet_route::RouteNetlinkMessage,
 };
 use skiff_netns::{NetNs, NodeNetns};
-use tokio::task::AbortHandle;
 
+use exchange::Exchange;
+
+pub use addr::DuplicateDetection;
+pub use bridge::{BridgeSpec, PortFlags, PortSettings, PortVlan, VlanOwner};
 pub use error::NetlinkError;
-pub use link::{BridgeSpec, Link, PortSettings, VethSpec};
+pub use link::{Link, VethSpec};
+pub use neigh::{FdbEntry, Neighbour};
 pub use route::RouteSpec;
+pub use tc::{LinkLimit, RemoteAddress, Shaped, TokenBucket};
+pub use tuning::LinkChange;
+pub use vxlan::{VxlanLink, VxlanSpec};
 
+const THREAD_NETNS: &str = "/proc/thread-self/ns/net";
 /// How often an interrupted dump is repeated: links come and go all the time on a busy node.
 const DUMP_ATTEMPTS: usize = 20;
-/// No request takes this long, except deletions under load.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection to the kernel's routing tables in one network namespace. Its task ends when this is dropped.
+/// A connection to the kernel's routing tables in one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
-    handle: Handle,
-    driver: AbortHandle,
+    exchange: Mutex<Exchange>,
+    netns_inode: u64,
 }
 
 /// What kind of request, as netlink flags.
@@ -43,8 +58,12 @@ pub struct Netlink {
 enum Verb {
     /// Fails if it exists.
     Create,
+    /// The same, and the answer says what was made (links: Linux 6.2; before that it says nothing).
+    CreateAndTell,
     /// Changes or deletes what exists.
     Change,
+    /// Makes it, or puts it in the place of what exists.
+    Replace,
     /// One object.
     Get,
     /// All objects.
@@ -56,7 +75,9 @@ impl Verb {
         NLM_F_REQUEST
             | match self {
                 Self::Create => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+                Self::CreateAndTell => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO,
                 Self::Change => NLM_F_ACK,
+                Self::Replace => NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
                 Self::Get => 0,
                 Self::Dump => NLM_F_DUMP,
             }
@@ -64,38 +85,38 @@ impl Verb {
 }
 
 impl Netlink {
-    /// Connects to the namespace of the calling thread. Must be called inside a tokio runtime.
+    /// Connects to the namespace of the calling thread.
     ///
     /// # Errors
     /// [`NetlinkError::Connect`].
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::open_on(&tokio::runtime::Handle::current())
+        let failed = |source| NetlinkError::Connect { source };
+        let netns = fs::metadata(THREAD_NETNS).map_err(failed)?;
+        Ok(Self {
+            exchange: Mutex::new(Exchange::open().map_err(failed)?),
+            netns_inode: netns.ino(),
+        })
     }
 
-    /// Connects to a pod's namespace. Must be called inside a tokio runtime.
+    /// Connects to a pod's namespace.
     ///
     /// # Errors
     /// [`NetlinkError::Connect`], [`NetlinkError::Netns`].
     pub fn open_in(netns: &NetNs) -> Result<Self, NetlinkError> {
-        let runtime = tokio::runtime::Handle::current();
-        netns.run(|| Self::open_on(&runtime))?
+        netns.run_here(Self::open)?
     }
 
-    /// Connects to a node's namespace. Must be called inside a tokio runtime.
+    /// Connects to a node's namespace.
     ///
     /// # Errors
     /// [`NetlinkError::Connect`], [`NetlinkError::Netns`].
     pub fn open_in_node(netns: &NodeNetns) -> Result<Self, NetlinkError> {
-        let runtime = tokio::runtime::Handle::current();
-        netns.run(|| Self::open_on(&runtime))?
+        netns.run(Self::open)?
     }
 
-    fn open_on(runtime: &tokio::runtime::Handle) -> Result<Self, NetlinkError> {
-        let _context = runtime.enter();
-        let (connection, handle, _notifications) =
-            rtnetlink::new_connection().map_err(|source| NetlinkError::Connect { source })?;
-        let driver = runtime.spawn(connection).abort_handle();
-        Ok(Self { handle, driver })
+    /// What tells the network namespace of this connection from others.
+    fn netns_inode(&self) -> u64 {
+        self.netns_inode
     }
 
     /// Sends one request and collects the answer. A dump that the kernel interrupted (`EINTR`, or marked as
@@ -106,55 +127,18 @@ impl Netlink {
         message: RouteNetlinkMessage,
         verb: Verb,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut exchange = self
+            .exchange
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for _attempt in 0..DUMP_ATTEMPTS {
-            let once = self.request_once(action, message.clone(), verb);
-            let answer = tokio::time::timeout(REQUEST_TIMEOUT, once)
-                .await
-                .map_err(|_elapsed| NetlinkError::Timeout { action })?;
-            match answer {
-                Ok((_, true)) if verb == Verb::Dump => {}
-                Ok((messages, _)) => return Ok(messages),
+            match exchange.ask(action, message.clone(), verb.flags()) {
+                Ok(answer) if answer.is_inconsistent && verb == Verb::Dump => {}
+                Ok(answer) => return Ok(answer.messages),
                 Err(error) if error.is(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(NetlinkError::Interrupted { action })
-    }
-
-    async fn request_once(
-        &self,
-        action: &'static str,
-        message: RouteNetlinkMessage,
-        verb: Verb,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = verb.flags();
-        let mut answers = self
-            .handle
-            .clone()
-            .request(request)
-            .map_err(|_unsent| NetlinkError::Closed { action })?;
-        let mut messages = Vec::new();
-        let mut inconsistent = false;
-        while let Some(answer) = answers.next().await {
-            inconsistent |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => messages.push(message),
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(NetlinkError::Kernel {
-                        action,
-                        source: error.to_io(),
-                    });
-                }
-                _ => {}
-            }
-        }
-        Ok((messages, inconsistent))
-    }
-}
-
-impl Drop for Netlink {
-    fn drop(&mut self) {
-        self.driver.abort();
     }
 }

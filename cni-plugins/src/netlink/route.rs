@@ -8,8 +8,8 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope,
-            RouteType,
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+            RouteScope, RouteType,
         },
     },
 };
@@ -38,6 +38,10 @@ pub struct RouteSpec {
     pub advmss: Option<u32>,
     /// Scope; by the gateway if not given.
     pub scope: Option<u8>,
+    /// The gateway is on the link, although no address of the link says so.
+    pub onlink: bool,
+    /// The address that packets of this host carry.
+    pub source: Option<IpAddr>,
 }
 
 impl RouteSpec {
@@ -53,6 +57,8 @@ impl RouteSpec {
             mtu: None,
             advmss: None,
             scope: None,
+            onlink: false,
+            source: None,
         }
     }
 }
@@ -71,12 +77,78 @@ impl Netlink {
         }
     }
 
+    /// Adds a route where there is none to the same destination, with the same metric.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; [`NetlinkError::is_existing`] if there is one, whoever's it is.
+    pub async fn create_route(&self, route: &RouteSpec) -> Result<(), NetlinkError> {
+        const ACTION: &str = "adding a route";
+        let request = RouteNetlinkMessage::NewRoute(message(ACTION, route)?);
+        self.request(ACTION, request, Verb::Create).await.map(drop)
+    }
+
+    /// Puts a route in the place of the one to the same destination, in one step: no packet meets a gap.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn replace_route(&self, route: &RouteSpec) -> Result<(), NetlinkError> {
+        const ACTION: &str = "replacing a route";
+        let request = RouteNetlinkMessage::NewRoute(message(ACTION, route)?);
+        self.request(ACTION, request, Verb::Replace).await.map(drop)
+    }
+
+    /// Deletes a route. Absent is success.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn delete_route(&self, route: &RouteSpec) -> Result<(), NetlinkError> {
+        const ACTION: &str = "deleting a route";
+        let request = RouteNetlinkMessage::DelRoute(message(ACTION, route)?);
+        match self.request(ACTION, request, Verb::Change).await {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks which way a packet to `destination` would go; `None` if none leads there.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn find_route(&self, destination: IpAddr) -> Result<Option<RouteSpec>, NetlinkError> {
+        const ACTION: &str = "looking for a route";
+        let request = RouteNetlinkMessage::GetRoute(lookup_message(destination));
+        let messages = match self.request(ACTION, request, Verb::Get).await {
+            Err(error) if error.is_unreachable() => return Ok(None),
+            other => other?,
+        };
+        Ok(messages.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => parse(&route),
+            _ => None,
+        }))
+    }
+
     /// Lists the unicast routes through a link in the main table.
     ///
     /// # Errors
     /// [`NetlinkError`].
     pub async fn list_routes(&self, link: u32) -> Result<Vec<RouteSpec>, NetlinkError> {
-        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        let mut routes = self.list_routes_of_all_tables(link).await?;
+        routes.retain(|route| route.table.is_none());
+        Ok(routes)
+    }
+
+    /// Lists the unicast routes through a link, those of the main table without its number.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn list_routes_of_all_tables(
+        &self,
+        link: u32,
+    ) -> Result<Vec<RouteSpec>, NetlinkError> {
+        let mut filter = RouteMessage::default();
+        // A strict connection gets only these; another one gets all.
+        filter.attributes.push(RouteAttribute::Oif(link));
+        let request = RouteNetlinkMessage::GetRoute(filter);
         let messages = self.request("listing routes", request, Verb::Dump).await?;
         Ok(messages
             .into_iter()
@@ -142,6 +214,21 @@ fn base(action: &'static str, dst: IpNetwork) -> Result<RouteMessageBuilder<IpAd
         })
 }
 
+/// Nothing but the destination: a strict connection refuses what a look-up has no use for.
+fn lookup_message(destination: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let (family, bits, address) = match destination {
+        IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+        IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = bits;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address));
+    message
+}
+
 fn unreachable_message(
     action: &'static str,
     cidr: IpNetwork,
@@ -175,7 +262,19 @@ fn message(action: &'static str, route: &RouteSpec) -> Result<RouteMessage, Netl
     if let Some(scope) = route.scope {
         builder = builder.scope(scope.into());
     }
-    let mut message = builder.build();
+    if route.onlink {
+        builder = builder.onlink();
+    }
+    if let Some(source) = route.source {
+        builder = builder
+            .pref_source(source)
+            .map_err(|error| NetlinkError::Invalid {
+                action,
+                reason: error.to_string(),
+            })?;
+    }
+    // As `ip route` and the reference plugins mark theirs.
+    let mut message = builder.protocol(RouteProtocol::Boot).build();
     let metrics: Vec<RouteMetric> = route
         .mtu
         .map(RouteMetric::Mtu)
@@ -214,19 +313,30 @@ fn destination(message: &RouteMessage) -> Option<IpNetwork> {
 }
 
 fn parse(message: &RouteMessage) -> Option<RouteSpec> {
-    if message.header.kind != RouteType::Unicast
-        || message.header.table != RouteHeader::RT_TABLE_MAIN
-    {
+    if message.header.kind != RouteType::Unicast {
         return None;
     }
     let mut route = RouteSpec::new(destination(message)?, None, 0);
+    let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
             RouteAttribute::Oif(link) => route.link = *link,
             RouteAttribute::Priority(priority) => route.priority = Some(*priority),
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
+                        RouteMetric::Advmss(mss) => route.advmss = Some(*mss),
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
+    route.scope = Some(message.header.scope.into());
+    route.table = Some(table).filter(|table| *table != u32::from(RouteHeader::RT_TABLE_MAIN));
     Some(route)
 }

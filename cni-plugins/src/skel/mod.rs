@@ -102,9 +102,13 @@ pub fn run(
         Ok(None) => return 0,
         Err(error) => (error.to_json(version), 1),
     };
-    match serde_json::to_writer_pretty(&mut stdout, &answer)
+    // In one piece: stdout is written line by line otherwise, and each line wakes the reader.
+    match serde_json::to_vec_pretty(&answer)
         .map_err(std::io::Error::from)
-        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|mut text| {
+            text.push(b'\n');
+            stdout.write_all(&text)
+        })
         .and_then(|()| stdout.flush())
     {
         Ok(()) => exit,
@@ -121,10 +125,12 @@ fn call(
 ) -> Result<Option<Value>, CniError> {
     let command = environment.command()?;
     environment.check_required(command)?;
-    let config = read_config(stdin)?;
+    let config = read_config(stdin);
     if command == Command::Version {
-        return Ok(Some(version_info(&config)));
+        // Whatever is asked, and however badly: the answer is the same.
+        return Ok(Some(version_info(&config.unwrap_or_default())));
     }
+    let config = config?;
     *version = config_version(&config)?;
     check_command_exists(command, *version)?;
     let call = Call {
@@ -136,7 +142,11 @@ fn call(
     match command {
         Command::Add => {
             let target = environment.target(command)?;
-            refuse_own_netns(environment, &target)?;
+            if is_own_netns(environment, &target) {
+                return Err(CniError::environment(
+                    "CNI_NETNS is the plugin's own network namespace (CNI_NETNS_OVERRIDE allows it)",
+                ));
+            }
             Ok(Some(plugin.add(&call, &target)?.to_json(*version)))
         }
         Command::Check => {
@@ -147,9 +157,14 @@ fn call(
                 .check(&call, &environment.target(command)?)
                 .map(|()| None)
         }
-        Command::Del => plugin
-            .del(&call, &environment.target(command)?)
-            .map(|()| None),
+        Command::Del => {
+            let mut target = environment.target(command)?;
+            if is_own_netns(environment, &target) {
+                // The container's is gone, and the process whose namespace it was has a successor of the same number.
+                target.netns = None;
+            }
+            plugin.del(&call, &target).map(|()| None)
+        }
         Command::Gc => {
             if call.conf.valid_attachments.is_none() {
                 return Err(CniError::config("GC needs \"cni.dev/valid-attachments\""));
@@ -181,7 +196,9 @@ fn read_config(stdin: impl Read) -> Result<Map<String, Value>, CniError> {
 
 fn config_version(config: &Map<String, Value>) -> Result<CniVersion, CniError> {
     let text = match config.get("cniVersion") {
-        None => "",
+        // The first version had no such key.
+        None | Some(Value::Null) => return Ok(CniVersion::V0_1_0),
+        Some(Value::String(text)) if text.is_empty() => return Ok(CniVersion::V0_1_0),
         Some(Value::String(text)) => text,
         Some(_) => {
             return Err(CniError::new(
@@ -231,21 +248,15 @@ fn version_info(config: &Map<String, Value>) -> Value {
     json!({ "cniVersion": answer.as_str(), "supportedVersions": supported() })
 }
 
-/// A runtime that passes the host's own namespace would have the host's link changed.
-fn refuse_own_netns(environment: &Environment, target: &Target) -> Result<(), CniError> {
+/// Whether the namespace is this process' own: then its links are the host's, and are left alone.
+fn is_own_netns(environment: &Environment, target: &Target) -> bool {
     if environment.netns_override() {
-        return Ok(());
+        return false;
     }
     let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
-    match (
-        identity(target.netns()?),
-        identity(Path::new("/proc/thread-self/ns/net")),
-    ) {
-        (Ok(theirs), Ok(ours)) if theirs == ours => Err(CniError::environment(
-            "CNI_NETNS is the plugin's own network namespace (CNI_NETNS_OVERRIDE allows it)",
-        )),
-        _ => Ok(()),
-    }
+    let theirs = target.netns.as_deref().map(identity);
+    let ours = identity(Path::new("/proc/thread-self/ns/net"));
+    matches!((theirs, ours), (Some(Ok(theirs)), Ok(ours)) if theirs == ours)
 }
 
 #[cfg(test)]

@@ -123,12 +123,6 @@ fn bad_calls_get_the_specifications_code() {
         ("deeply nested", env("ADD", &[]), deep, 6),
         ("10 MB", env("ADD", &[]), huge, 6),
         (
-            "no version",
-            env("ADD", &[]),
-            json!({"name": "n", "type": "t"}).to_string(),
-            1,
-        ),
-        (
             "unknown version",
             env("ADD", &[]),
             conf("0.9.9").to_string(),
@@ -237,4 +231,73 @@ fn version_lists_all_and_needs_no_other_variable() {
         json["supportedVersions"].as_array().unwrap().len(),
         CniVersion::ALL.len()
     );
+}
+
+#[test]
+fn version_answers_whatever_is_on_stdin() {
+    let environment = Environment::from_vars([("CNI_COMMAND".to_owned(), "VERSION".to_owned())]);
+    let deep = "[".repeat(100_000);
+    for stdin in [
+        "",
+        "null",
+        "{",
+        "[]",
+        r#"{"cniVersion": 1}"#,
+        r#"{"cniVersion": "9.9"}"#,
+        &deep,
+    ] {
+        let (exit, json) = answer(&environment, stdin.as_bytes());
+        let json = json.unwrap();
+        assert_eq!(
+            (exit, &json["cniVersion"]),
+            (0, &json!("1.1.0")),
+            "{stdin:.20}"
+        );
+        assert_eq!(json["supportedVersions"][0], "0.1.0");
+    }
+}
+
+#[test]
+fn no_version_means_the_first() {
+    for conf in [
+        json!({"name": "net", "type": "fake"}),
+        json!({"cniVersion": "", "name": "net", "type": "fake"}),
+        json!({"cniVersion": null, "name": "net", "type": "fake"}),
+    ] {
+        let (exit, json) = answer(&env("ADD", &[]), conf.to_string().as_bytes());
+        let json = json.unwrap();
+        assert_eq!((exit, &json["cniVersion"]), (0, &json!("0.1.0")));
+        assert_eq!(json["ip4"]["ip"], "10.0.0.2/24");
+    }
+}
+
+#[test]
+fn del_leaves_the_hosts_own_namespace_alone() {
+    struct Spy;
+    impl Plugin for Spy {
+        fn add(&self, _call: &Call, _target: &Target) -> Result<CniResult, CniError> {
+            Ok(CniResult::default())
+        }
+        fn del(&self, _call: &Call, target: &Target) -> Result<(), CniError> {
+            match target.netns {
+                None => Ok(()),
+                Some(_) => Err(CniError::config("has a namespace")),
+            }
+        }
+        fn check(&self, _call: &Call, _target: &Target) -> Result<(), CniError> {
+            Ok(())
+        }
+        fn gc(&self, _call: &Call) -> Result<(), CniError> {
+            Ok(())
+        }
+        fn status(&self, _call: &Call) -> Result<(), CniError> {
+            Ok(())
+        }
+    }
+    let stdin = conf("1.1.0").to_string();
+    let own = [("CNI_NETNS", "/proc/thread-self/ns/net")];
+    let del = |environment| run(&Spy, &environment, stdin.as_bytes(), Vec::new());
+    assert_eq!(del(env("DEL", &own)), 0);
+    assert_eq!(del(env("DEL", &[])), 1);
+    assert_eq!(del(env("DEL", &[own[0], ("CNI_NETNS_OVERRIDE", "1")])), 1);
 }

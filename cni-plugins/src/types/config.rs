@@ -54,8 +54,27 @@ struct Common {
     plugin_type: Option<PluginType>,
     #[serde(rename = "prevResult")]
     prev_result: Option<Value>,
+    /// The newest version of the specification once had this name.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<AttachmentKey>>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<AttachmentKey>>,
+}
+
+const ATTACHMENTS: [&str; 2] = ["cni.dev/attachments", "cni.dev/valid-attachments"];
+
+/// A key that is null counts as not given, as plugins and runtimes written in Go have it.
+fn drop_nulls(object: &mut Map<String, Value>) {
+    object.retain(|_, value| !value.is_null());
+    object.values_mut().for_each(drop_nested_nulls);
+}
+
+pub(super) fn drop_nested_nulls(value: &mut Value) {
+    match value {
+        Value::Object(object) => drop_nulls(object),
+        Value::Array(items) => items.iter_mut().for_each(drop_nested_nulls),
+        _ => {}
+    }
 }
 
 impl NetConf {
@@ -63,7 +82,14 @@ impl NetConf {
     ///
     /// # Errors
     /// Code 6 if a key has the wrong form, 7 if one is missing.
-    pub fn from_value(version: CniVersion, raw: Map<String, Value>) -> Result<Self, CniError> {
+    pub fn from_value(version: CniVersion, mut raw: Map<String, Value>) -> Result<Self, CniError> {
+        for key in ATTACHMENTS {
+            // A list without elements, as a runtime written in Go prints it.
+            if let Some(value @ Value::Null) = raw.get_mut(key) {
+                *value = Value::Array(Vec::new());
+            }
+        }
+        drop_nulls(&mut raw);
         // serde would read a list as an object's fields in order.
         for key in ["args", "dns", "ipam", "prevResult", "runtimeConfig"] {
             if raw.get(key).is_some_and(|value| !value.is_object()) {
@@ -82,7 +108,7 @@ impl NetConf {
                 .as_ref()
                 .map(CniResult::from_json)
                 .transpose()?,
-            valid_attachments: common.valid_attachments,
+            valid_attachments: common.valid_attachments.or(common.attachments),
             raw,
         })
     }
@@ -93,5 +119,68 @@ impl NetConf {
     /// Code 6.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CniError> {
         decode(Value::Object(self.raw.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(change: &Value) -> Result<NetConf, CniError> {
+        let mut conf = json!({"name": "net", "type": "bridge"});
+        for (key, value) in change.as_object().unwrap() {
+            conf[key] = value.clone();
+        }
+        let Value::Object(raw) = conf else {
+            unreachable!()
+        };
+        NetConf::from_value(CniVersion::LATEST, raw)
+    }
+
+    #[test]
+    fn null_counts_as_not_given() {
+        let conf = read(&json!({
+            "prevResult": null, "ipam": {"ranges": [[{"subnet": "10.0.0.0/24", "gateway": null}]]},
+        }))
+        .unwrap();
+        assert_eq!(conf.prev_result, None);
+        assert_eq!(
+            conf.raw["ipam"],
+            json!({"ranges": [[{"subnet": "10.0.0.0/24"}]]})
+        );
+        assert_eq!(read(&json!({"name": null})).unwrap_err().code, code::CONFIG);
+    }
+
+    #[test]
+    fn attachments_have_two_names_and_may_be_none() {
+        let keys = json!([{"containerID": "c", "ifname": "eth0"}]);
+        for (change, count) in [
+            (json!({}), None),
+            (json!({"cni.dev/valid-attachments": null}), Some(0)),
+            (json!({"cni.dev/attachments": keys}), Some(1)),
+            (
+                json!({"cni.dev/attachments": [], "cni.dev/valid-attachments": keys}),
+                Some(1),
+            ),
+        ] {
+            let attachments = read(&change).unwrap().valid_attachments;
+            assert_eq!(attachments.map(|keys| keys.len()), count, "{change}");
+        }
+        let hostile =
+            json!({"cni.dev/valid-attachments": [{"containerID": "../c", "ifname": "x"}]});
+        assert_eq!(read(&hostile).unwrap_err().code, code::DECODE);
+    }
+
+    #[test]
+    fn objects_of_another_kind_are_refused() {
+        for key in ["args", "dns", "ipam", "prevResult", "runtimeConfig"] {
+            for value in [json!([]), json!(1), json!("x"), json!(true)] {
+                let mut change = json!({});
+                change[key] = value;
+                assert_eq!(read(&change).unwrap_err().code, code::DECODE, "{change}");
+            }
+        }
     }
 }

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{CniError, CniVersion, code};
+use super::{CniError, CniVersion, code, config::drop_nested_nulls};
 
 /// What ADD made, independent of the version in which it is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +103,14 @@ impl Route {
             scope: None,
         }
     }
+
+    /// What versions before 1.1.0 tell of it.
+    fn without_properties(&self) -> Self {
+        Self {
+            gw: self.gw,
+            ..Self::to(self.dst)
+        }
+    }
 }
 
 /// What goes into the container's `resolv.conf`.
@@ -126,6 +134,9 @@ impl CniResult {
     /// The object that `version` prescribes.
     #[must_use]
     pub fn to_json(&self, version: CniVersion) -> Value {
+        if version < CniVersion::V0_3_0 {
+            return self.to_two_addresses(version);
+        }
         let mut result = self.clone();
         if version < CniVersion::V1_1_0 {
             for interface in &mut result.interfaces {
@@ -134,17 +145,12 @@ impl CniResult {
                 interface.pci_id.clear();
             }
             for route in &mut result.routes {
-                *route = Route {
-                    gw: route.gw,
-                    ..Route::to(route.dst)
-                };
+                *route = route.without_properties();
             }
         }
-        let mut object = Map::new();
-        object.insert("cniVersion".to_owned(), version.as_str().into());
-        // Strings, numbers and lists of them only: this cannot fail.
-        if let Ok(Value::Object(fields)) = serde_json::to_value(&result) {
-            object.extend(fields);
+        let mut object = object(version, &result);
+        if version >= CniVersion::V1_0_0 && self.dns == Dns::default() {
+            object.remove("dns");
         }
         if version < CniVersion::V1_0_0
             && let Some(Value::Array(ips)) = object.get_mut("ips")
@@ -156,35 +162,59 @@ impl CniResult {
         Value::Object(object)
     }
 
+    /// The form before 0.3.0: the first address of each family with its routes, and no links.
+    fn to_two_addresses(&self, version: CniVersion) -> Value {
+        let of_family = |ipv4: bool| {
+            let ip = self.ips.iter().find(|ip| ip.address.is_ipv4() == ipv4)?;
+            let routes = self.routes.iter();
+            Some(FamilyConfig {
+                ip: ip.address,
+                gateway: ip.gateway,
+                routes: routes
+                    .filter(|route| route.dst.is_ipv4() == ipv4)
+                    .map(Route::without_properties)
+                    .collect(),
+            })
+        };
+        let result = TwoAddresses {
+            ip4: of_family(true),
+            ip6: of_family(false),
+            dns: self.dns.clone(),
+        };
+        Value::Object(object(version, &result))
+    }
+
     /// Reads a result of any version that is spoken.
     ///
     /// # Errors
     /// Code 1 for an unknown version, 6 for anything else that cannot be a result.
     pub fn from_json(value: &Value) -> Result<Self, CniError> {
-        if let Some(version) = value.get("cniVersion").and_then(Value::as_str)
-            && !version.is_empty()
-        {
-            version.parse::<CniVersion>().map_err(|error| {
-                CniError::new(code::VERSION, format!("result of another version: {error}"))
-            })?;
-        }
-        let invalid = |what: String| CniError {
-            code: code::DECODE,
-            msg: "invalid result".to_owned(),
-            details: what,
-        };
         // serde would read a list as the fields in order.
-        if !value.is_object() {
-            return Err(invalid("it is not an object".to_owned()));
+        let Some(object) = value.as_object() else {
+            return Err(invalid("it is not an object"));
+        };
+        let version = match object.get("cniVersion") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) => Some(text.parse::<CniVersion>().map_err(|error| {
+                CniError::new(code::VERSION, format!("result of another version: {error}"))
+            })?),
+            Some(_) => return Err(invalid("\"cniVersion\" is not a string")),
+        };
+        let old = match version {
+            Some(version) => version < CniVersion::V0_3_0,
+            None => object.contains_key("ip4") || object.contains_key("ip6"),
+        };
+        if old {
+            return read::<TwoAddresses>(value)?.into_result();
         }
-        let result: Self =
-            serde_path_to_error::deserialize(value).map_err(|error| invalid(error.to_string()))?;
+        let result: Self = read(value)?;
         for ip in &result.ips {
             if ip
                 .interface
                 .is_some_and(|index| index >= result.interfaces.len())
             {
-                return Err(invalid(format!(
+                return Err(invalid(&format!(
                     "{} is on an interface that is not listed",
                     ip.address
                 )));
@@ -200,6 +230,73 @@ impl CniResult {
                 .and_then(|index| self.interfaces.get(index))
                 .is_none_or(|interface| !interface.sandbox.is_empty())
         })
+    }
+}
+
+/// A result before 0.3.0.
+#[derive(Serialize, Deserialize)]
+struct TwoAddresses {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip4: Option<FamilyConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip6: Option<FamilyConfig>,
+    #[serde(default)]
+    dns: Dns,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FamilyConfig {
+    ip: IpNetwork,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gateway: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<Route>,
+}
+
+impl TwoAddresses {
+    fn into_result(self) -> Result<CniResult, CniError> {
+        let mut result = CniResult {
+            dns: self.dns,
+            ..CniResult::default()
+        };
+        for (config, ipv4) in [(self.ip4, true), (self.ip6, false)] {
+            let Some(config) = config else { continue };
+            let mut destinations = config.routes.iter().map(|route| route.dst);
+            if config.ip.is_ipv4() != ipv4 || destinations.any(|dst| dst.is_ipv4() != ipv4) {
+                return Err(invalid("an address or route is of the other family"));
+            }
+            result.ips.push(IpConfig {
+                interface: None,
+                address: config.ip,
+                gateway: config.gateway,
+            });
+            result.routes.extend(config.routes);
+        }
+        Ok(result)
+    }
+}
+
+fn object(version: CniVersion, result: &impl Serialize) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("cniVersion".to_owned(), version.as_str().into());
+    // Strings, numbers and lists of them only: this cannot fail.
+    if let Ok(Value::Object(fields)) = serde_json::to_value(result) {
+        object.extend(fields);
+    }
+    object
+}
+
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, CniError> {
+    let mut value = value.clone();
+    drop_nested_nulls(&mut value);
+    serde_path_to_error::deserialize(value).map_err(|error| invalid(&error.to_string()))
+}
+
+fn invalid(what: &str) -> CniError {
+    CniError {
+        code: code::DECODE,
+        msg: "invalid result".to_owned(),
+        details: what.to_owned(),
     }
 }
 
@@ -246,6 +343,15 @@ mod tests {
         for version in CniVersion::ALL {
             let json = sample().to_json(version);
             assert_eq!(json["cniVersion"], version.as_str());
+            if version < CniVersion::V0_3_0 {
+                assert_eq!(
+                    json["ip4"],
+                    json!({"ip": "10.1.0.5/16", "gateway": "10.1.0.1", "routes": [{"dst": "0.0.0.0/0"}]})
+                );
+                assert_eq!(json["ip6"], json!({"ip": "fd00::5/64"}));
+                assert_eq!(json.get("ips").or(json.get("interfaces")), None);
+                continue;
+            }
             assert_eq!(json["ips"][0]["address"], "10.1.0.5/16");
             let family = json["ips"][1].get("version");
             assert_eq!(family.is_some(), version < CniVersion::V1_0_0, "{version}");
@@ -270,6 +376,32 @@ mod tests {
     }
 
     #[test]
+    fn every_form_can_be_read_again() {
+        for version in CniVersion::ALL {
+            let json = sample().to_json(version);
+            let read = CniResult::from_json(&json).unwrap();
+            assert_eq!(read.to_json(version), json, "{version}");
+            assert_eq!(read.ips.len(), 2, "{version}");
+        }
+    }
+
+    #[test]
+    fn null_counts_as_not_given() {
+        let json = json!({
+            "ips": [{"address": "10.0.0.2/24", "gateway": null}], "interfaces": null, "dns": {"search": null},
+        });
+        assert_eq!(CniResult::from_json(&json).unwrap().ips.len(), 1);
+    }
+
+    #[test]
+    fn the_oldest_form_needs_no_version() {
+        let json = json!({"ip4": {"ip": "10.0.0.2/24", "routes": [{"dst": "0.0.0.0/0"}]}});
+        let result = CniResult::from_json(&json).unwrap();
+        assert_eq!(result.ips[0].address, "10.0.0.2/24".parse().unwrap());
+        assert_eq!(result.routes.len(), 1);
+    }
+
+    #[test]
     fn an_old_form_is_read() {
         let json =
             json!({"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "10.0.0.2/24"}]});
@@ -289,6 +421,11 @@ mod tests {
                 json!({"ips": [{"address": "10.0.0.2/24", "interface": 3}]}),
                 code::DECODE,
             ),
+            (
+                json!({"cniVersion": "0.2.0", "ip4": {"ip": "fd00::1/64"}}),
+                code::DECODE,
+            ),
+            (json!({"cniVersion": 1}), code::DECODE),
             (json!([]), code::DECODE),
             (json!("text"), code::DECODE),
         ] {

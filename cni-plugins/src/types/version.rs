@@ -5,7 +5,11 @@ use std::{fmt, str::FromStr};
 /// A version of the CNI specification, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CniVersion {
-    /// 0.3.0
+    /// 0.1.0, and what a configuration without a version means.
+    V0_1_0,
+    /// 0.2.0: one address of each family, no links in results.
+    V0_2_0,
+    /// 0.3.0: lists of plugins, `prevResult`, links and any number of addresses in results.
     V0_3_0,
     /// 0.3.1
     V0_3_1,
@@ -26,7 +30,9 @@ impl CniVersion {
     /// The newest one.
     pub const LATEST: Self = Self::V1_1_0;
     /// All of them, oldest first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
+        Self::V0_1_0,
+        Self::V0_2_0,
         Self::V0_3_0,
         Self::V0_3_1,
         Self::V0_4_0,
@@ -38,6 +44,8 @@ impl CniVersion {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
             Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",

@@ -96,7 +96,11 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
             note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
         }
         let program = bpffs_dir.join(POD_PROGRAM);
-        note(absent_is_fine("removing", &program, fs::remove_file(&program)));
+        note(absent_is_fine(
+            "removing",
+            &program,
+            fs::remove_file(&program),
+        ));
         for folder in other_map_folders(bpffs_dir, Path::new("")) {
             note(remove_map_folder(&folder));
         }

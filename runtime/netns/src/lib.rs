@@ -1,8 +1,8 @@
 //! Network, IPC and UTS namespaces: making, pinning, entering and unpinning them.
 //!
 //! The only crate of the daemon that calls `setns` and `unshare`; the shim enters its containers by itself. Both
-//! happen on a thread made for the purpose, which ends with the work: no other work ever runs in the wrong
-//! namespace. A node is a network namespace too (a parameter, never an assumption): [`NodeNetns`] is either the
+//! happen on a thread made for the purpose, which ends with the work ([`NetNs::run_here`] alone borrows the caller's):
+//! no other work ever runs in the wrong namespace. A node is a network namespace too (a parameter, never an assumption): [`NodeNetns`] is either the
 //! machine's own or a pinned one, and whatever makes a socket, a link or a rule for the node goes through it.
 //!
 //! A pinned namespace is a bind mount of its `/proc` file, as `ip netns` makes them: it lives until
@@ -14,12 +14,15 @@ mod sandbox;
 
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use nix::sched::CloneFlags;
+use nix::{fcntl::OFlag, sched::CloneFlags};
 
 pub use crate::{
     error::NetnsError,
@@ -42,7 +45,12 @@ impl NetNs {
     /// network namespace.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| NetnsError::io("opening", path, source))?;
+        // A pipe would keep its reader waiting.
+        let mut options = File::options();
+        options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let file = options
+            .open(path)
+            .map_err(|source| NetnsError::io("opening", path, source))?;
         pin::check_is_netns(path, &file)?;
         Ok(Self {
             path: path.to_owned(),
@@ -77,7 +85,35 @@ impl NetNs {
             Ok(f())
         })
     }
+
+    /// [`NetNs::run`] on the calling thread, which goes back where it was before this returns, also when `f` panics. For
+    /// a step as short as making a socket, where a thread would cost more than the step itself; other threads stay
+    /// where they are, and `f` starts none.
+    ///
+    /// # Errors
+    /// [`NetnsError`] if the thread's own namespace cannot be opened or this one not entered; the thread is where it was
+    /// then. The process aborts if there is no way back: nothing else may run in the wrong namespace.
+    pub fn run_here<T>(&self, f: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        let own = Path::new(THREAD_NETNS);
+        let home = File::open(own).map_err(|source| NetnsError::io("opening", own, source))?;
+        enter(self.file.as_fd(), &self.path)?;
+        let _back = WayBack(home);
+        Ok(f())
+    }
 }
+
+/// Takes the thread back when it is dropped.
+struct WayBack(File);
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if enter(self.0.as_fd(), Path::new(THREAD_NETNS)).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+const THREAD_NETNS: &str = "/proc/thread-self/ns/net";
 
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {

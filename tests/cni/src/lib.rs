@@ -7,6 +7,13 @@
     reason = "a bench that cannot be built fails its test"
 )]
 
+pub mod compare;
+pub mod forwarding;
+pub mod raw;
+pub mod runtime;
+pub mod state;
+pub mod traffic;
+
 use std::{
     fs,
     io::Write as _,
@@ -51,12 +58,22 @@ impl TestNetns {
 
     /// Runs a command inside and returns what it printed.
     pub fn sh(&self, command: &str) -> String {
+        self.try_sh(command)
+            .unwrap_or_else(|error| panic!("{}: {command}: {error}", self.name))
+    }
+
+    /// Runs a command inside.
+    ///
+    /// # Errors
+    /// What it had to say.
+    pub fn try_sh(&self, command: &str) -> Result<String, String> {
         let output = self
             .run(|| Command::new("sh").args(["-c", command]).output())
             .unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {command}: {error}", self.name);
-        String::from_utf8(output.stdout).unwrap()
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(String::from_utf8(output.stdout).unwrap())
     }
 
     /// The names of the links inside, but for `lo`.

@@ -178,12 +178,13 @@ fn pods_see_each_other_by_their_own_addresses(scene: &Scene<'_>) -> Result<()> {
 
 /// Packets that the node has sent through its end of a pod's veth pair.
 fn sent_to_pod(scene: &Scene<'_>, pod: &str) -> Result<u64> {
-    let index = scene.exec(pod, &["cat", "/sys/class/net/eth0/iflink"])?;
+    let number = scene.exec(pod, &["cat", "/sys/class/net/eth0/iflink"])?;
+    let number: u64 = number.trim().parse()?;
     let links = scene.cluster().node_exec(&["ip", "-j", "-s", "link"])?;
     let links: Value = serde_json::from_str(&links)?;
     let mut links = links.as_array().into_iter().flatten();
     links
-        .find(|link| link["ifindex"].to_string() == index.trim())
+        .find(|link| link["ifindex"] == number)
         .and_then(|link| link["stats64"]["tx"]["packets"].as_u64())
         .context("the node has no end of the pod's link")
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, each beside its reference in the same run. Pairs and rotates runs, takes medians.
 
 mod api;
+mod cni;
 mod container;
 mod control_plane;
 mod cpu;
@@ -14,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::{
@@ -26,19 +27,22 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// What to measure.
+    #[command(subcommand)]
     suite: Suite,
     /// One JSON object a line.
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     /// Expect set-up and an optimised build to have been done.
-    #[arg(long)]
+    #[arg(long, global = true)]
     no_build: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Subcommand)]
 enum Suite {
     /// A whole node: Services, container start, control plane start, memory, pod start.
     FirstLight,
+    /// The CNI plugins: ADD and DEL, alone and many at once, and a range that is nearly full.
+    Cni(cni::CniArgs),
 }
 
 /// One measured figure. Identifiers are stable.
@@ -50,6 +54,9 @@ struct Figure {
     reference: &'static str,
     reference_value: f64,
     ratio: f64,
+    /// What the ratio should not be worse than.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<f64>,
     better: Better,
 }
 
@@ -74,8 +81,20 @@ impl Figure {
             reference,
             reference_value,
             ratio: value / reference_value,
+            limit: None,
             better,
         }
+    }
+
+    fn with_limit(self, limit: Option<f64>) -> Self {
+        Self { limit, ..self }
+    }
+
+    fn is_over_limit(&self) -> bool {
+        self.limit.is_some_and(|limit| match self.better {
+            Better::Lower => self.ratio > limit,
+            Better::Higher => self.ratio < limit,
+        })
     }
 
     fn print(&self, json: bool) -> Result<()> {
@@ -83,7 +102,7 @@ impl Figure {
             println!("{}", serde_json::to_string(self)?);
         } else {
             println!(
-                "{:<20} {:>10.2} {:<6} {:>10.2} {:>6.2}x  {} ({} is better)",
+                "{:<20} {:>10.2} {:<6} {:>10.2} {:>6.2}x  {} ({} is better{})",
                 self.id,
                 self.value,
                 self.unit,
@@ -91,6 +110,9 @@ impl Figure {
                 self.ratio,
                 self.reference,
                 serde_json::to_string(&self.better)?.trim_matches('"'),
+                self.limit
+                    .map(|limit| format!(", limit {limit:.2}x"))
+                    .unwrap_or_default(),
             );
         }
         Ok(())
@@ -178,12 +200,22 @@ impl Drop for BenchCluster {
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if !args.no_build {
         setup::run()?;
-        build::run(true)?;
-        container::Starts::build()?;
     }
     let binaries = paths::binaries(true);
-    match args.suite {
-        Suite::FirstLight => first_light(&binaries, args.json),
+    match &args.suite {
+        Suite::FirstLight => {
+            if !args.no_build {
+                build::run(true)?;
+                container::Starts::build()?;
+            }
+            first_light(&binaries, args.json)
+        }
+        Suite::Cni(cni) => {
+            if !args.no_build {
+                cni::build()?;
+            }
+            cni::run(cni, &binaries, args.json)
+        }
     }
 }
 

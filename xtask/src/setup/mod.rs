@@ -1,6 +1,7 @@
 //! What a fresh Debian machine lacks. Each step looks first, so that a second run takes milliseconds.
 
 pub(crate) mod apt;
+mod cni_reference;
 mod ebpf;
 mod kubectl;
 
@@ -20,12 +21,15 @@ const PACKAGES: &[&str] = &[
     "curl",
     "docker-registry",
     "etcd-server",
+    "g++",
     "gcc",
     "iproute2",
     "iptables",
     "libc6-dev",
     "libseccomp-dev",
+    "nftables",
     "pkg-config",
+    "podman",
     "protobuf-compiler",
     "python3-minimal",
     "runc",
@@ -44,7 +48,8 @@ pub(crate) fn run() -> Result<()> {
     apt::install_missing(PACKAGES)?;
     nextest()?;
     ebpf::ensure()?;
-    kubectl::ensure()
+    kubectl::ensure()?;
+    cni_reference::ensure()
 }
 
 fn nextest() -> Result<()> {

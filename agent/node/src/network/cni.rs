@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use skiff_client::chain;
 use skiff_cni::libcni::{Attachment, AttachmentKey, CniRunner, Conflist};
 
+use super::capabilities::without_idle;
 use super::paths::find_port;
 use super::{NetworkError, PodAttachment, PodNetwork, PodPaths, PodPort};
 use crate::NodeConfig;
@@ -93,7 +95,7 @@ fn attachment(pod: &PodAttachment) -> Result<Attachment, NetworkError> {
         args: args
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec(),
-        capability_args: serde_json::Map::new(),
+        capability_args: Map::new(),
     })
 }
 
@@ -110,9 +112,16 @@ fn key(uid: &str) -> Result<AttachmentKey, NetworkError> {
 
 #[async_trait]
 impl PodNetwork for CniNetwork {
-    async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, NetworkError> {
-        let list = self.conflist().await?;
-        let attachment = attachment(pod)?;
+    async fn attach(
+        &self,
+        pod: &PodAttachment,
+        capability_args: Map<String, Value>,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
+        let list = without_idle(&self.conflist().await?, &capability_args);
+        let attachment = Attachment {
+            capability_args,
+            ..attachment(pod)?
+        };
         let _no_sweep = self.attaching.read().await;
         let result = self
             .runner
@@ -161,8 +170,9 @@ impl PodNetwork for CniNetwork {
             self.tell_paths(move |paths| paths.detach(&port)).await;
         }
         let list = self.conflist().await?;
+        // What ADD ran and was given is in the runner's cache.
         self.runner
-            .del(&list, &attachment(pod)?)
+            .detach(&list, &attachment(pod)?)
             .await
             .map_err(|error| NetworkError(chain(&error).to_string()))?;
         drop(tokio::fs::remove_file(self.record_path(&pod.uid)).await);

@@ -6,8 +6,25 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
+use skiff_cni::firewall::{FirewallError, NodeMasquerade};
+use skiff_cni::libcni::Conflist;
+use skiff_netns::NetnsError;
+
+use crate::NodeConfig;
 
 const FILE: &str = "10-skiff.conflist";
+const NAME: &str = "skiff";
+
+/// Why pods' traffic is not masqueraded.
+#[derive(Debug, thiserror::Error)]
+pub enum MasqueradeError {
+    /// The rules cannot be made.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// The node's namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+}
 
 /// Writes the default conflist if the directory has no configuration yet; its path if it was written.
 ///
@@ -29,7 +46,9 @@ pub(crate) fn ensure_conflist(directory: &Path, content: &Value) -> io::Result<O
     Ok(Some(path))
 }
 
-/// The default conflist: our bridge with addresses of `pod_cidr` from host-local.
+/// The default conflist: our bridge with addresses of `pod_cidr` from host-local, and what serves pods with ports of the
+/// node or limits of their bandwidth. Other pods do without the latter two: see `capabilities`. The node masquerades all
+/// of its pods at once: see [`ensure_masquerade`].
 pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
     let default_route = if pod_cidr.is_ipv4() {
         "0.0.0.0/0"
@@ -37,14 +56,13 @@ pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
         "::/0"
     };
     json!({
-        "cniVersion": "1.0.0",
-        "name": "skiff",
+        "cniVersion": "1.1.0",
+        "name": NAME,
         "plugins": [
             {
                 "type": "bridge",
                 "bridge": "skiff0",
                 "isGateway": true,
-                "ipMasq": true,
                 "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
@@ -53,8 +71,34 @@ pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
                     "dataDir": ipam_dir,
                 },
             },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+            { "type": "bandwidth", "capabilities": { "bandwidth": true } },
         ],
     })
+}
+
+/// Masquerades what pods send out of the cluster, unless the directory's first list is somebody else's: that one says
+/// itself whether it wants that (`ipMasq`).
+///
+/// # Errors
+/// The firewall's refusal.
+pub(crate) async fn ensure_masquerade(
+    config: &NodeConfig,
+    pod_cidr: IpNetwork,
+) -> Result<(), MasqueradeError> {
+    let ours =
+        Conflist::load_dir(&config.cni_conf_dir).is_ok_and(|list| list.name.as_str() == NAME);
+    if !ours {
+        return Ok(());
+    }
+    let masquerade = NodeMasquerade {
+        pods: pod_cidr,
+        cluster: config.cluster_cidr,
+    };
+    Ok(config
+        .node_netns
+        .run_blocking(move || masquerade.ensure())
+        .await??)
 }
 
 /// The first range of a node's size in the cluster's range, for a cluster without a controller that hands

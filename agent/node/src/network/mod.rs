@@ -1,6 +1,7 @@
 //! The node's network: what pod workers need of it, the default conflist and the routes that keep packets
 //! at home.
 
+mod capabilities;
 pub(crate) mod cni;
 mod conflist;
 mod paths;
@@ -11,8 +12,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 
-pub(crate) use self::conflist::{ensure_conflist, first_node_cidr, plan_conflist};
+pub(crate) use self::capabilities::capability_args;
+pub use self::conflist::MasqueradeError;
+pub(crate) use self::conflist::{
+    ensure_conflist, ensure_masquerade, first_node_cidr, plan_conflist,
+};
 pub use self::paths::{PodPaths, PodPort};
 pub(crate) use self::routes::ensure_unreachable_routes;
 pub use self::teardown::{TeardownError, remove_network};
@@ -38,11 +44,15 @@ pub(crate) struct NetworkError(pub String);
 /// Attaches pods to the network.
 #[async_trait]
 pub(crate) trait PodNetwork: Send + Sync + 'static {
-    /// Attaches the pod; its addresses.
+    /// Attaches the pod, with what [`capability_args`] says that it wants; its addresses.
     ///
     /// # Errors
     /// [`NetworkError`] with the plugin's message; what was made is undone.
-    async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, NetworkError>;
+    async fn attach(
+        &self,
+        pod: &PodAttachment,
+        capability_args: Map<String, Value>,
+    ) -> Result<Vec<IpAddr>, NetworkError>;
 
     /// Addresses that an earlier [`PodNetwork::attach`] gave, also before a restart of the daemon.
     async fn addresses(&self, pod: &PodAttachment) -> Option<Vec<IpAddr>>;

@@ -1,7 +1,7 @@
 //! Removing the node's network for good, once no pod is left.
 
 use skiff_cni::{
-    firewall::Masquerade,
+    firewall::{Masquerade, NodeMasquerade},
     libcni::{CniRunner, Conflist},
     netlink::{Netlink, NetlinkError},
 };
@@ -37,7 +37,7 @@ pub async fn remove_network(config: &NodeConfig, cni: &CniRunner) -> Result<(), 
     }
     config
         .node_netns
-        .run_blocking(Masquerade::delete_all)
+        .run_blocking(|| NodeMasquerade::remove().and(Masquerade::delete_all()))
         .await??;
     let netlink = Netlink::open_in_node(&config.node_netns)?;
     for bridge in conflist.iter().flat_map(bridges) {

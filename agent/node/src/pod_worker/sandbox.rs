@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use skiff_client::{EventKind, chain};
 use skiff_runtime::{ContainerState, ContainerStatus as Instance, ExitStatus, SandboxConfig};
 
 use super::{Outcome, Worker, files};
 use crate::context::NodeContext;
-use crate::network::PodAttachment;
+use crate::network::{PodAttachment, capability_args};
 use crate::plan::{Carried, Op, SandboxState};
 
 impl Worker {
@@ -37,7 +38,7 @@ impl Worker {
             self.sandbox_config(),
         );
         self.spawn(Op::Sandbox, async move {
-            let ips = match make(&ctx, config).await {
+            let ips = match make(&ctx, &pod, config).await {
                 Ok(ips) => ips,
                 Err(message) => return Outcome::Failed("FailedCreatePodSandBox", message),
             };
@@ -122,8 +123,13 @@ impl Worker {
     }
 }
 
-async fn make(ctx: &NodeContext, config: SandboxConfig) -> Result<Vec<IpAddr>, String> {
+async fn make(ctx: &NodeContext, pod: &Pod, config: SandboxConfig) -> Result<Vec<IpAddr>, String> {
     let host_network = config.host_network;
+    let capability_args = if host_network {
+        serde_json::Map::new()
+    } else {
+        capability_args(pod)?
+    };
     let (uid, namespace, name) = (
         config.pod_uid.clone(),
         config.namespace.clone(),
@@ -146,7 +152,8 @@ async fn make(ctx: &NodeContext, config: SandboxConfig) -> Result<Vec<IpAddr>, S
     if let Some(ips) = ctx.network.addresses(&attachment).await {
         return Ok(ips);
     }
-    ctx.network.attach(&attachment).await.map_err(|error| {
+    let attached = ctx.network.attach(&attachment, capability_args).await;
+    attached.map_err(|error| {
         format!(
             "plugin failed to set up pod \"{}_{}\" network: {error}",
             attachment.name, attachment.namespace

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use oci_spec::runtime::Spec;
 use parking_lot::{Mutex, RwLock};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use skiff_netns::NodeNetns;
 use skiff_runtime::Runtime;
 use tokio::task::JoinSet;
@@ -104,7 +104,11 @@ pub(crate) struct FakeNetwork {
 
 #[async_trait]
 impl PodNetwork for FakeNetwork {
-    async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, NetworkError> {
+    async fn attach(
+        &self,
+        pod: &PodAttachment,
+        _capability_args: Map<String, Value>,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
         let mut failures = self.failures.lock();
         if *failures > 0 {
             *failures -= 1;

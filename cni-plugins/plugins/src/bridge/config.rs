@@ -1,13 +1,15 @@
-//! The plugin's keys. Those of the reference plugin that are not there yet are refused by name, never ignored.
+//! The plugin's keys, checked.
 
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use serde_json::Value;
 use skiff_cni::{
+    firewall::{Backend, FirewallError},
     skel::Call,
-    types::{CniError, IfName, PluginType},
+    types::{CniError, Dns, IfName, PluginType, code},
 };
+
+use super::vlan::{TrunkEntry, Vlans};
 
 /// The checked configuration.
 #[derive(Debug)]
@@ -16,12 +18,25 @@ pub(super) struct Config {
     pub(super) is_gateway: bool,
     pub(super) is_default_gateway: bool,
     pub(super) force_address: bool,
-    pub(super) ip_masq: bool,
+    /// Which firewall hides the containers' addresses, if they are hidden.
+    pub(super) masquerade: Option<Backend>,
     pub(super) mtu: Option<u32>,
     pub(super) hairpin: bool,
     pub(super) promiscuous: bool,
+    pub(super) isolated: bool,
+    pub(super) vlans: Vlans,
+    /// The bridge's port to the world, which must let the VLANs pass too.
+    pub(super) uplink: Option<IfName>,
+    /// The link that has the gateway's addresses if the container is in a VLAN.
+    pub(super) vlan_gateway: Option<IfName>,
+    pub(super) checks_spoofing: bool,
+    pub(super) detects_duplicates: bool,
+    /// Whether the container's link stays down and without addresses.
+    pub(super) is_disabled: bool,
     /// The container's hardware address, if the runtime wants a certain one.
     pub(super) mac: Option<[u8; 6]>,
+    /// Name resolution that goes before what IPAM says.
+    pub(super) dns: Option<Dns>,
     pub(super) ipam: Option<PluginType>,
 }
 
@@ -46,11 +61,9 @@ struct Document {
     promisc_mode: bool,
     #[serde(default)]
     vlan: i64,
+    vlan_trunk: Option<Vec<TrunkEntry>>,
     #[serde(default)]
-    vlan_trunk: Vec<Value>,
-    /// Says nothing as long as there is no VLAN.
-    #[serde(rename = "preserveDefaultVlan", default)]
-    _preserve_default_vlan: bool,
+    preserve_default_vlan: bool,
     #[serde(default)]
     macspoofchk: bool,
     #[serde(default)]
@@ -61,6 +74,8 @@ struct Document {
     port_isolation: bool,
     #[serde(default)]
     uplink_interface: String,
+    #[serde(default)]
+    dns: Dns,
     #[serde(default)]
     ipam: IpamObject,
     #[serde(default)]
@@ -87,103 +102,147 @@ struct ArgsObject {
     cni: RuntimeObject,
 }
 
-impl Document {
-    fn refuse_unsupported(&self) -> Result<(), CniError> {
-        let asked = [
-            ("vlan", self.vlan != 0),
-            ("vlanTrunk", !self.vlan_trunk.is_empty()),
-            ("macspoofchk", self.macspoofchk),
-            ("enabledad", self.enabledad),
-            (
-                "disableContainerInterface",
-                self.disable_container_interface,
-            ),
-            ("portIsolation", self.port_isolation),
-            ("uplinkInterface", !self.uplink_interface.is_empty()),
-            (
-                "ipMasqBackend",
-                self.ip_masq
-                    && self
-                        .ip_masq_backend
-                        .as_deref()
-                        .is_some_and(|b| !b.is_empty() && b != "iptables"),
-            ),
-        ];
-        match asked.iter().find(|(_, is_asked)| *is_asked) {
-            Some((key, _)) => Err(CniError::unsupported(key)),
-            None => Ok(()),
-        }
-    }
-}
-
 impl Config {
     /// For ADD, CHECK and STATUS: everything is checked.
     pub(super) fn new(call: &Call) -> Result<Self, CniError> {
         let document: Document = call.conf.decode()?;
-        document.refuse_unsupported()?;
+        let ipam = ipam_type(&document.ipam)?;
         if document.hairpin_mode && document.promisc_mode {
             return Err(CniError::config(
                 "hairpinMode and promiscMode exclude each other",
             ));
         }
-        let mtu = match document.mtu {
-            0 => None,
-            mtu => Some(
-                u32::try_from(mtu)
-                    .ok()
-                    .filter(|mtu| (68..=65_535).contains(mtu))
-                    .ok_or_else(|| {
-                        CniError::config(format!("mtu {mtu} is not between 68 and 65535"))
-                    })?,
-            ),
-        };
+        if document.disable_container_interface && ipam.is_some() {
+            return Err(CniError::config(
+                "disableContainerInterface and ipam exclude each other",
+            ));
+        }
         let bridge = match document.bridge.as_deref() {
             None | Some("") => "cni0",
             Some(name) => name,
         };
-        let from_args = call
-            .args
-            .iter()
-            .find(|(key, _)| key == "MAC")
-            .map(|(_, mac)| mac.as_str());
-        let mac = [
-            &*document.runtime_config.mac,
-            &*document.args.cni.mac,
-            from_args.unwrap_or_default(),
-        ]
-        .into_iter()
-        .find(|mac| !mac.is_empty())
-        .map(parse_mac)
-        .transpose()?;
+        let bridge = link_name("bridge", bridge)?;
+        let vlans = Vlans::new(
+            document.vlan,
+            document.vlan_trunk.as_deref(),
+            document.preserve_default_vlan,
+        )?;
+        let is_gateway = document.is_gateway || document.is_default_gateway;
+        let vlan_gateway = match vlans.access {
+            Some(id) if is_gateway && ipam.is_some() => {
+                Some(link_name("the VLAN's gateway", &format!("{bridge}.{id}"))?)
+            }
+            _ => None,
+        };
+        let uplink = match &*document.uplink_interface {
+            "" => None,
+            name => Some(link_name("uplinkInterface", name)?),
+        };
         Ok(Self {
-            bridge: bridge
-                .parse()
-                .map_err(|error| CniError::config(format!("bridge: {error}")))?,
-            is_gateway: document.is_gateway || document.is_default_gateway,
+            bridge,
+            is_gateway,
             is_default_gateway: document.is_default_gateway,
             force_address: document.force_address,
-            ip_masq: document.ip_masq,
-            mtu,
+            masquerade: masquerade_backend(&document)?,
+            mtu: mtu(document.mtu)?,
             hairpin: document.hairpin_mode,
             promiscuous: document.promisc_mode,
-            mac,
-            ipam: ipam_type(&document.ipam)?,
+            isolated: document.port_isolation,
+            vlans,
+            uplink,
+            vlan_gateway,
+            checks_spoofing: document.macspoofchk,
+            detects_duplicates: document.enabledad,
+            is_disabled: document.disable_container_interface,
+            mac: wanted_mac(call, &document)?,
+            dns: Some(document.dns).filter(|dns| *dns != Dns::default()),
+            ipam,
         })
     }
+}
 
-    /// For DEL and GC: only what undoing needs, so that a changed configuration does not keep it from happening.
-    pub(super) fn for_removal(call: &Call) -> Result<(bool, Option<PluginType>), CniError> {
+/// What undoing needs, and no more: a changed configuration does not keep it from happening.
+#[derive(Debug)]
+pub(super) struct Removal {
+    pub(super) masquerades: bool,
+    pub(super) checks_spoofing: bool,
+    pub(super) ipam: Option<PluginType>,
+}
+
+impl Removal {
+    /// Whether the firewall is concerned.
+    pub(super) fn has_rules(&self) -> bool {
+        self.masquerades || self.checks_spoofing
+    }
+
+    /// For DEL and GC.
+    pub(super) fn new(call: &Call) -> Result<Self, CniError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Removal {
+        struct Keys {
             #[serde(default)]
             ip_masq: bool,
             #[serde(default)]
+            macspoofchk: bool,
+            #[serde(default)]
             ipam: IpamObject,
         }
-        let removal: Removal = call.conf.decode()?;
-        Ok((removal.ip_masq, ipam_type(&removal.ipam)?))
+        let keys: Keys = call.conf.decode()?;
+        Ok(Self {
+            masquerades: keys.ip_masq,
+            checks_spoofing: keys.macspoofchk,
+            ipam: ipam_type(&keys.ipam)?,
+        })
     }
+}
+
+fn link_name(what: &str, name: &str) -> Result<IfName, CniError> {
+    name.parse()
+        .map_err(|error| CniError::config(format!("{what}: {error}")))
+}
+
+fn masquerade_backend(document: &Document) -> Result<Option<Backend>, CniError> {
+    if !document.ip_masq {
+        return Ok(None);
+    }
+    let configured = document.ip_masq_backend.as_deref();
+    Backend::choose(configured.filter(|name| !name.is_empty()))
+        .map(Some)
+        .map_err(|error| {
+            let code = match error {
+                FirewallError::UnknownBackend(_) => code::CONFIG,
+                _ => code::FIREWALL,
+            };
+            CniError::from_error(code, "cannot masquerade", &error)
+        })
+}
+
+fn mtu(mtu: i64) -> Result<Option<u32>, CniError> {
+    match mtu {
+        0 => Ok(None),
+        mtu => u32::try_from(mtu)
+            .ok()
+            .filter(|mtu| (68..=65_535).contains(mtu))
+            .map(Some)
+            .ok_or_else(|| CniError::config(format!("mtu {mtu} is not between 68 and 65535"))),
+    }
+}
+
+fn wanted_mac(call: &Call, document: &Document) -> Result<Option<[u8; 6]>, CniError> {
+    let from_args = call
+        .args
+        .iter()
+        .find(|(key, _)| key == "MAC")
+        .map(|(_, mac)| mac.as_str());
+    [
+        &*document.runtime_config.mac,
+        &*document.args.cni.mac,
+        from_args.unwrap_or_default(),
+    ]
+    .into_iter()
+    .find(|mac| !mac.is_empty())
+    .map(parse_mac)
+    .transpose()
 }
 
 fn ipam_type(ipam: &IpamObject) -> Result<Option<PluginType>, CniError> {

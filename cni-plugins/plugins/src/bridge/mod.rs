@@ -1,19 +1,33 @@
 //! `bridge`: joins a container to a bridge of the host by a veth pair.
 //!
-//! ADD checks everything, then takes addresses, makes bridge and pair, sets the container's end up, and at last the
-//! firewall; a failure undoes what was done in reverse order. DEL needs neither the container's namespace nor a cached
-//! result: the host's end has a name that follows from container and link.
+//! ADD checks everything, then takes addresses, makes bridge and pair and sets the container's end up, while the firewall
+//! works beside it; a failure undoes what was done in reverse order. DEL needs neither the container's namespace nor a
+//! cached result: the host's end has a name that follows from container and link.
+//!
+//! ```text
+//! ADD  look -> ipam -> bridge -> veth pair -> port, VLANs -> container's end -> gateway -> result
+//!                   \-> masquerading (thread) \-> macspoofchk (thread) ------------/
+//! DEL  rules (thread) beside the link's deletion, then ipam
+//! ```
 
 mod add;
 mod check;
 mod config;
 mod del;
+mod gateway;
+mod pod;
+mod rules;
+mod spoof;
 mod sysctl;
+mod veth;
+mod vlan;
 
 use skiff_cni::{
     skel::{Call, Plugin, Target},
     types::{CniError, CniResult},
 };
+
+use crate::attachment;
 
 /// The plugin.
 #[derive(Debug)]
@@ -21,10 +35,13 @@ pub(crate) struct Bridge;
 
 impl Plugin for Bridge {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
+        let _lock = attachment::lock("bridge", target)?;
         add::add(call, target)
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
+        // DEL does what it can, also without.
+        let _lock = attachment::lock("bridge", target).ok();
         del::del(call, target)
     }
 

@@ -1,16 +1,15 @@
 //! `host-local`: gives addresses out of configured ranges, kept in files on this host.
 
-mod config;
-
 use std::collections::HashSet;
 
 use skiff_cni::{
-    ipam::{Allocation, IpamError, LeaseStore, LockedStore, Owner, allocate},
+    ipam::{
+        Allocation, HostLocalConfig, IpamError, LeaseFolder, LeaseStore, LockedStore, Owner,
+        allocate, read_resolv_conf,
+    },
     skel::{Call, Plugin, Target},
     types::{AttachmentKey, CniError, CniResult, IpConfig, code},
 };
-
-use config::Config;
 
 /// The plugin.
 #[derive(Debug)]
@@ -34,34 +33,37 @@ fn owner(target: &Target) -> Owner {
     })
 }
 
-fn store(config: &Config) -> LeaseStore {
-    LeaseStore::new(&config.data_dir, config.network.as_str())
+fn store(folder: &LeaseFolder) -> LeaseStore {
+    LeaseStore::new(&folder.data_dir, folder.network.as_str())
 }
 
 fn lease_all(
     store: &mut LockedStore,
-    config: &Config,
+    config: &HostLocalConfig,
     owner: &Owner,
 ) -> Result<Vec<Allocation>, IpamError> {
-    if let Some(ip) = store.leases_of(owner)?.first() {
+    // A second ADD: told before anything is taken. An address of another range is another attachment's business, when
+    // several plugins of a list allocate under one name.
+    let held = store.leases_of(owner)?;
+    let again = held
+        .iter()
+        .find(|ip| config.sets.iter().any(|(set, _)| set.find(**ip).is_some()));
+    if let Some(ip) = again {
         return Err(IpamError::AlreadyAllocated {
             container: owner.container.clone(),
             ifname: owner.ifname.clone(),
             ip: *ip,
         });
     }
-    let mut leases = Vec::with_capacity(config.sets.len());
-    for (index, set) in config.sets.iter().enumerate() {
-        let requested = config
-            .requested
-            .iter()
-            .copied()
-            .find(|ip| set.find(*ip).is_some());
-        match allocate(store, index, set, requested, owner) {
+    let mut leases: Vec<Allocation> = Vec::with_capacity(config.sets.len());
+    for (index, (set, requested)) in config.sets.iter().enumerate() {
+        match allocate(store, index, set, *requested, owner) {
             Ok(lease) => leases.push(lease),
             Err(error) => {
-                // What the sets before this one gave goes back; the error that counts is the first.
-                store.release(owner).ok();
+                for lease in leases {
+                    // The error that counts is the first.
+                    store.release_one(owner, lease.address.ip()).ok();
+                }
                 return Err(error);
             }
         }
@@ -71,14 +73,10 @@ fn lease_all(
 
 impl Plugin for HostLocal {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
-        let config = Config::new(call)?;
-        if let Some(ip) = config.requested_outside() {
-            return Err(error(IpamError::Requested {
-                ip,
-                reason: "it is in none of the ranges",
-            }));
-        }
-        let mut locked = store(&config).lock().map_err(error)?;
+        let config = HostLocalConfig::new(call)?;
+        let dns = config.resolv_conf.as_deref().map(read_resolv_conf);
+        let dns = dns.transpose()?.unwrap_or_default();
+        let mut locked = store(&config.folder).lock().map_err(error)?;
         let leases = lease_all(&mut locked, &config, &owner(target)).map_err(error)?;
         let ip = |lease: Allocation| IpConfig {
             interface: None,
@@ -89,16 +87,16 @@ impl Plugin for HostLocal {
             interfaces: Vec::new(),
             ips: leases.into_iter().map(ip).collect(),
             routes: config.routes,
-            dns: config.dns,
+            dns,
         })
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
-        let config = Config::for_removal(call)?;
-        if !config.data_dir.join(config.network.as_str()).exists() {
+        let store = store(&LeaseFolder::new(call)?);
+        if !store.exists() {
             return Ok(());
         }
-        store(&config)
+        store
             .lock()
             .and_then(|mut locked| locked.release(&owner(target)))
             .map(drop)
@@ -106,11 +104,15 @@ impl Plugin for HostLocal {
     }
 
     fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {
-        let config = Config::for_removal(call)?;
-        let leases = store(&config)
-            .lock()
-            .and_then(|locked| locked.leases_of(&owner(target)))
-            .map_err(error)?;
+        let store = store(&LeaseFolder::new(call)?);
+        let leases = if store.exists() {
+            store
+                .lock()
+                .and_then(|locked| locked.leases_of(&owner(target)))
+                .map_err(error)?
+        } else {
+            Vec::new()
+        };
         if leases.is_empty() {
             let msg = format!("host-local: {} has no address", target.container_id);
             return Err(CniError::new(code::CHECK_FAILED, msg));
@@ -119,7 +121,10 @@ impl Plugin for HostLocal {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        let config = Config::for_removal(call)?;
+        let store = store(&LeaseFolder::new(call)?);
+        if !store.exists() {
+            return Ok(());
+        }
         let valid: HashSet<(&str, &str)> = call
             .conf
             .valid_attachments
@@ -128,7 +133,7 @@ impl Plugin for HostLocal {
             .map(|key| (key.container_id.as_str(), key.ifname.as_str()))
             .collect();
         let containers: HashSet<&str> = valid.iter().map(|(container, _)| *container).collect();
-        store(&config)
+        store
             .lock()
             .and_then(|mut locked| {
                 locked.retain(|owner| {
@@ -142,8 +147,8 @@ impl Plugin for HostLocal {
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        let config = Config::new(call)?;
-        store(&config).ensure_writable().map_err(|ipam| {
+        let config = HostLocalConfig::new(call)?;
+        store(&config.folder).ensure_writable().map_err(|ipam| {
             CniError::from_error(
                 code::UNAVAILABLE,
                 "host-local cannot write its leases",

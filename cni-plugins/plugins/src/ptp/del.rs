@@ -1,0 +1,86 @@
+//! DEL and GC.
+
+use std::thread;
+
+use skiff_cni::{
+    firewall::Masquerade,
+    skel::{Call, Target},
+    types::{CniError, code},
+};
+
+use super::{config::Removal, veth};
+use crate::{ipam::Ipam, runtime::block_on};
+
+pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
+    let removal = Removal::new(call)?;
+    let masquerade = masquerade(call, &removal);
+    let (links, rules) = beside(
+        || block_on(veth::delete(call, target)),
+        || {
+            let known: Vec<_> = call
+                .conf
+                .prev_result
+                .iter()
+                .flat_map(|result| result.container_ips().map(|ip| ip.address))
+                .collect();
+            masquerade.as_ref().map_or(Ok(()), |masquerade| {
+                masquerade.delete(&known, &target.container_id)
+            })
+        },
+    );
+    // Addresses come last: nobody else may have them while a link still does.
+    let addresses = match &links {
+        Ok(()) => Ipam::find(call, Some(&removal.ipam)).and_then(|ipam| ipam.del(call, target)),
+        Err(_) => Ok(()),
+    };
+    join([links, rules, addresses])
+}
+
+pub(super) fn gc(call: &Call) -> Result<(), CniError> {
+    let removal = Removal::new(call)?;
+    let masquerade = masquerade(call, &removal);
+    let (links, rules) = beside(
+        || block_on(veth::delete_stale(call)),
+        || {
+            let keys = call.conf.valid_attachments.iter().flatten();
+            let valid = keys.map(|key| key.container_id.clone()).collect();
+            masquerade
+                .as_ref()
+                .map_or(Ok(()), |masquerade| masquerade.sweep(&valid))
+        },
+    );
+    let addresses = match &links {
+        Ok(()) => Ipam::find(call, Some(&removal.ipam)).and_then(|ipam| ipam.gc(call)),
+        Err(_) => Ok(()),
+    };
+    join([links, rules, addresses])
+}
+
+fn masquerade(call: &Call, removal: &Removal) -> Option<Masquerade> {
+    let backend = removal.masquerade?;
+    Some(Masquerade::new(call.conf.name.clone(), backend))
+}
+
+/// The kernel takes 20 ms and more to delete a link, most of it asleep: time enough for the firewall.
+fn beside(
+    links: impl FnOnce() -> Result<(), CniError>,
+    rules: impl FnOnce() -> Result<(), skiff_cni::firewall::FirewallError> + Send,
+) -> (Result<(), CniError>, Result<(), CniError>) {
+    thread::scope(|scope| {
+        let rules = scope.spawn(|| {
+            rules().map_err(|error| {
+                CniError::from_error(code::FIREWALL, "cannot remove masquerading", &error)
+            })
+        });
+        (
+            links(),
+            rules
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    })
+}
+
+fn join(results: [Result<(), CniError>; 3]) -> Result<(), CniError> {
+    CniError::join(results.into_iter().filter_map(Result::err).collect())
+}

@@ -1,0 +1,119 @@
+//! Locks on single bytes of a file that everybody shares: as many locks as there are numbers, and no file for each.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    libc,
+};
+
+/// A lock that its holder has until this is dropped, or the process ends.
+#[derive(Debug)]
+pub struct ByteLock {
+    file: File,
+}
+
+impl ByteLock {
+    /// Takes the lock with this number in `file`, which is made if need be; `None` if somebody else has it.
+    ///
+    /// # Errors
+    /// If the file cannot be had.
+    pub fn try_take(file: &Path, number: u64) -> io::Result<Option<Self>> {
+        let file = open(file)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(number)?)) {
+            Ok(_) => Ok(Some(Self { file })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// [`ByteLock::try_take`] that waits.
+    ///
+    /// # Errors
+    /// If the file cannot be had.
+    pub fn take(file: &Path, number: u64) -> io::Result<Self> {
+        let file = open(file)?;
+        let byte = byte(number)?;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&byte)) {
+                Ok(_) => return Ok(Self { file }),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Lets programs that this process starts from now on keep the lock too, until the last of them has ended.
+    ///
+    /// # Errors
+    /// If the file is closed.
+    pub fn share_with_children(&self) -> io::Result<()> {
+        fcntl(&self.file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    }
+}
+
+fn open(file: &Path) -> io::Result<File> {
+    if let Some(folder) = file.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(file)
+}
+
+fn byte(number: u64) -> io::Result<libc::flock> {
+    let word = |value| i16::try_from(value).map_err(io::Error::other);
+    Ok(libc::flock {
+        l_type: word(libc::F_WRLCK)?,
+        l_whence: word(libc::SEEK_SET)?,
+        l_start: i64::try_from(number).map_err(io::Error::other)?,
+        l_len: 1,
+        l_pid: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_has_one_holder_and_numbers_are_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks");
+        let first = ByteLock::try_take(&path, 1).unwrap();
+        assert!(first.is_some());
+        assert!(ByteLock::try_take(&path, 1).unwrap().is_none());
+        assert!(ByteLock::try_take(&path, 2).unwrap().is_some());
+        drop(first);
+        assert!(ByteLock::try_take(&path, 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_child_keeps_a_shared_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks");
+        let lock = ByteLock::take(&path, 1).unwrap();
+        lock.share_with_children().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        drop(lock);
+        assert!(ByteLock::try_take(&path, 1).unwrap().is_none());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(ByteLock::try_take(&path, 1).unwrap().is_some());
+    }
+}

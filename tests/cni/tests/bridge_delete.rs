@@ -1,0 +1,256 @@
+//! What the bridge plugin leaves behind: nothing of its own, everything of others.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+use serde_json::{Value, json};
+use skiff_cni::host_veth_name;
+use skiff_tests_cni::{Bench, TestNetns};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The lock under which a namespace's links are deleted, held by the test until it is dropped.
+struct HeldLock {
+    _file: File,
+}
+
+impl HeldLock {
+    fn take(node: &TestNetns) -> Self {
+        let netns = node
+            .run(|| fs::metadata("/proc/thread-self/ns/net"))
+            .unwrap();
+        fs::create_dir_all("/run/skiff-cni").unwrap();
+        let file = File::create("/run/skiff-cni/delete.lock").unwrap();
+        let byte = libc::flock {
+            l_type: libc::F_WRLCK.try_into().unwrap(),
+            l_whence: libc::SEEK_SET.try_into().unwrap(),
+            l_start: netns.ino().try_into().unwrap(),
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)).unwrap();
+        Self { _file: file }
+    }
+}
+
+/// The host's ends that are marked for deletion.
+fn marked(bench: &Bench) -> usize {
+    let links: Value = serde_json::from_str(&bench.node.sh("ip -j link")).unwrap();
+    let groups = links.as_array().unwrap().iter();
+    groups.filter(|link| link["group"] != "default").count()
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_there() {
+        assert!(start.elapsed() < PATIENCE, "{what} never happened");
+        std::thread::yield_now();
+    }
+}
+
+#[track_caller]
+fn assert_success(mut child: Child) {
+    let mut printed = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut printed)
+        .unwrap();
+    assert!(child.wait().unwrap().success(), "{printed}");
+}
+
+#[test]
+fn fifty_deletions_at_once_go_together_and_take_nothing_else() {
+    let bench = Bench::new();
+    let conf = bench.bridge_conf();
+    let pods: Vec<TestNetns> = (0..53).map(|_| TestNetns::new("pod")).collect();
+    for (number, pod) in pods.iter().enumerate() {
+        bench.add(&conf, &format!("c{number}"), pod);
+    }
+    bench
+        .node
+        .sh("ip link add stranger type veth peer name peer");
+    let (going, staying) = pods.split_at(50);
+
+    let lock = HeldLock::take(&bench.node);
+    let mut waiting: Vec<Child> = going
+        .iter()
+        .enumerate()
+        .map(|(number, pod)| bench.start("DEL", &conf, &format!("c{number}"), pod.path()))
+        .collect();
+    wait_for("marking of 50 links", || marked(&bench) == 50);
+    assert!(
+        waiting
+            .iter_mut()
+            .all(|child| child.try_wait().unwrap().is_none())
+    );
+    assert_eq!(bench.veths().len(), 53);
+    // Killed in the middle: their links go with the others', their addresses stay until the next DEL.
+    for mut child in waiting.drain(..10) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    drop(lock);
+    waiting.into_iter().for_each(assert_success);
+
+    assert_eq!(bench.veths().len(), 3);
+    assert!(going.iter().all(|pod| pod.links().is_empty()));
+    assert!(staying.iter().all(|pod| pod.links() == ["eth0"]));
+    assert!(bench.node.links().contains(&"stranger".to_owned()));
+    assert_eq!(bench.leases().len(), 13);
+    for (number, pod) in going.iter().enumerate().take(10) {
+        bench.del(&conf, &format!("c{number}"), pod);
+    }
+    assert_eq!(bench.leases().len(), 3);
+    assert_eq!(marked(&bench), 0);
+}
+
+#[test]
+fn a_link_whose_deletion_was_killed_goes_with_the_next_one() {
+    let bench = Bench::new();
+    let conf = bench.bridge_conf();
+    let (a, b) = (TestNetns::new("pod"), TestNetns::new("pod"));
+    bench.add(&conf, "a", &a);
+    bench.add(&conf, "b", &b);
+    let lock = HeldLock::take(&bench.node);
+    let mut child = bench.start("DEL", &conf, "a", a.path());
+    wait_for("marking", || marked(&bench) == 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(lock);
+    bench.del(&conf, "b", &b);
+    assert!(bench.veths().is_empty() && a.links().is_empty());
+    bench.del(&conf, "a", &a);
+    assert!(bench.leases().is_empty());
+}
+
+#[test]
+fn nodes_do_not_wait_for_each_other() {
+    let (first, second) = (Bench::new(), Bench::new());
+    let (a, b) = (TestNetns::new("pod"), TestNetns::new("pod"));
+    first.add(&first.bridge_conf(), "a", &a);
+    second.add(&second.bridge_conf(), "b", &b);
+    let lock = HeldLock::take(&first.node);
+    let mut waiting = first.start("DEL", &first.bridge_conf(), "a", a.path());
+    wait_for("marking", || marked(&first) == 1);
+    second.del(&second.bridge_conf(), "b", &b);
+    assert!(second.veths().is_empty());
+    assert!(waiting.try_wait().unwrap().is_none());
+    assert_eq!(first.veths().len(), 1);
+    drop(lock);
+    assert_success(waiting);
+    assert!(first.veths().is_empty());
+}
+
+#[test]
+fn gc_finds_links_of_any_container_id() {
+    let bench = Bench::new();
+    let mut conf = bench.bridge_conf();
+    let long = |letter: &str| letter.repeat(240);
+    let pods: Vec<TestNetns> = (0..4).map(|_| TestNetns::new("pod")).collect();
+    let ids = ["keep".to_owned(), "stale".to_owned(), long("k"), long("s")];
+    for (id, pod) in ids.iter().zip(&pods) {
+        bench.add(&conf, id, pod);
+    }
+    conf["cni.dev/valid-attachments"] = json!([
+        {"containerID": ids[0], "ifname": "eth0"}, {"containerID": ids[2], "ifname": "eth0"},
+    ]);
+    bench.call("GC", &conf, "x", Path::new("")).expect_ok();
+    let left: Vec<bool> = pods.iter().map(|pod| !pod.links().is_empty()).collect();
+    assert_eq!(left, [true, false, true, false]);
+    assert_eq!(bench.leases().len(), 2);
+    bench.del(&conf, &ids[2], &pods[2]);
+    bench.del(&conf, &ids[0], &pods[0]);
+    assert!(bench.veths().is_empty() && bench.leases().is_empty());
+}
+
+#[test]
+fn a_strangers_link_of_our_name_is_left_alone() {
+    let bench = Bench::new();
+    let pod = TestNetns::new("pod");
+    let conf = bench.bridge_conf();
+    let name = |salt| host_veth_name(&"a".parse().unwrap(), &"eth0".parse().unwrap(), salt);
+    let occupy = |salt| {
+        let (name, peer) = (name(salt), format!("peer{salt}"));
+        bench
+            .node
+            .sh(&format!("ip link add {name} type veth peer name {peer}"));
+    };
+    occupy(0);
+    let result = bench.add(&conf, "a", &pod).json;
+    assert_eq!(result["interfaces"][1]["name"], name(1).as_str());
+    let mut check = conf.clone();
+    check["prevResult"] = result;
+    bench.call("CHECK", &check, "a", pod.path()).expect_ok();
+    bench.del(&conf, "a", &pod);
+    assert_eq!(bench.veths(), [name(0)]);
+
+    // All of them taken.
+    (1..4).for_each(occupy);
+    let answer = bench.call("ADD", &conf, "a", pod.path());
+    assert_eq!(answer.code(), Some(102), "{}", answer.json);
+    assert!(bench.leases().is_empty() && pod.links().is_empty());
+    bench.del(&conf, "a", &pod);
+    assert_eq!(bench.veths().len(), 4);
+}
+
+#[test]
+fn del_after_half_is_gone_takes_the_rest() {
+    type Damage = fn(&Bench, &TestNetns);
+    let damages: [(&str, Damage); 5] = [
+        ("host end", |bench, _| {
+            bench.node.sh(&format!("ip link del {}", bench.veths()[0]));
+        }),
+        ("port", |bench, _| {
+            bench
+                .node
+                .sh(&format!("ip link set {} nomaster", bench.veths()[0]));
+        }),
+        ("alias", |bench, _| {
+            bench
+                .node
+                .sh(&format!("ip link set {} alias ''", bench.veths()[0]));
+        }),
+        ("bridge", |bench, _| {
+            bench.node.sh("ip link del br0");
+        }),
+        ("leases and rules", |bench, _| {
+            fs::remove_dir_all(bench.dir.path().join("networks/net")).unwrap();
+            bench.node.sh("nft flush ruleset");
+        }),
+    ];
+    for (name, damage) in damages {
+        let bench = Bench::new();
+        let pod = TestNetns::new("pod");
+        let mut conf = bench.bridge_conf();
+        conf["ipMasq"] = json!(true);
+        conf["macspoofchk"] = json!(true);
+        bench.add(&conf, "a", &pod);
+        damage(&bench, &pod);
+        bench.del(&conf, "a", &pod);
+        assert!(bench.veths().is_empty(), "{name}");
+        assert!(pod.links().is_empty(), "{name}");
+        assert!(bench.leases().is_empty(), "{name}");
+        let rules = bench.node.sh("nft list ruleset");
+        assert!(
+            !rules.contains("10.99.0.2") && !rules.contains("ether saddr"),
+            "{name}: {rules}"
+        );
+    }
+}
