@@ -34,6 +34,7 @@ impl PodPaths {
             ifindex: pod.ifindex,
             mac: pod.mac,
             addr: pod.addr,
+            direct: pod.direct,
         }) {
             Err(error @ DatapathError::MissingFeature { .. }) => {
                 self.unsupported.store(true, Ordering::Relaxed);

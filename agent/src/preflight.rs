@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use skiff_cni::firewall::Backend;
 
-/// Checks privileges and kernel features.
+/// Checks privileges, programs and kernel features.
 pub(crate) fn check() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("must run as root: it makes network namespaces, mounts and cgroups");
@@ -13,7 +14,9 @@ pub(crate) fn check() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     match missing(&filesystems, &mounts) {
         Some(what) => bail!("this kernel lacks {what}"),
-        None => Ok(()),
+        None => Backend::choose(None)
+            .map(drop)
+            .context("what pods send out of the cluster cannot be masqueraded"),
     }
 }
 

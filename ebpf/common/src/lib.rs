@@ -274,14 +274,17 @@ pub struct MacKey {
     pub pad: u16,
 }
 
+/// The pod's packets to other pods may go around the bridge.
+pub const POD_DIRECT: u16 = 1 << 0;
+
 /// The only source that a pod may send with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodSource {
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// Zero.
-    pub pad: u16,
+    /// `POD_*`.
+    pub flags: u16,
     /// Its IPv4 address, network byte order.
     pub addr: u32,
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{MacKey, PodSource, maps};
+use skiff_ebpf_common::{MacKey, POD_DIRECT, PodSource, maps};
 
 use crate::{
     DatapathError, bpffs,
@@ -23,6 +23,8 @@ pub struct PodPort {
     pub mac: [u8; 6],
     /// The pod's address.
     pub addr: Ipv4Addr,
+    /// Whether packets to and from other pods may go around the bridge. Otherwise only the source is checked.
+    pub direct: bool,
 }
 
 /// The ways from pod to pod on one node. They are pinned: nothing changes when this is dropped.
@@ -73,13 +75,16 @@ impl PodPaths {
     pub fn attach(&self, pod: &PodPort) -> Result<(), DatapathError> {
         let source = PodSource {
             mac: pod.mac,
-            pad: 0,
+            flags: if pod.direct { POD_DIRECT } else { 0 },
             addr: u32::from_ne_bytes(pod.addr.octets()),
         };
         self.sources.set(pod.ifindex, source)?;
         if let Err(error) = self.attach_program(pod.ifindex) {
             self.sources.remove(&[pod.ifindex])?;
             return Err(error);
+        }
+        if !pod.direct {
+            return self.ports.remove(&[key(pod.mac)]);
         }
         // Last: now that it is watched itself.
         self.ports.set(key(pod.mac), pod.ifindex)

@@ -1,7 +1,8 @@
 //! What a pod sends, as it enters the node at the node's end of the pod's veth pair (TCX ingress).
 //!
 //! A frame whose source is not the pod's is dropped. One to another pod of this node goes right into that pod's
-//! namespace: the bridge, its netfilter hooks and a pass through the backlog of another device are what it saves. All
+//! namespace: the bridge, its netfilter hooks and a pass through the backlog of another device are what it saves. Pods
+//! with something between them and the others (a queue that limits them) are left to the bridge, both ways. All
 //! else (broadcast, the node, the world) takes the bridge as without this program.
 
 use aya_ebpf::{
@@ -11,7 +12,7 @@ use aya_ebpf::{
     maps::HashMap,
     programs::TcContext,
 };
-use skiff_ebpf_common::{MacKey, Metric, PodSource, limits};
+use skiff_ebpf_common::{MacKey, Metric, POD_DIRECT, PodSource, limits};
 
 use crate::tables::count;
 
@@ -57,6 +58,9 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
     if [s0, s1, s2, s3, s4, s5] != own.mac || !is_own_address {
         count(Metric::PodSpoofed);
         return TC_ACT_SHOT;
+    }
+    if own.flags & POD_DIRECT == 0 {
+        return TC_ACT_UNSPEC;
     }
     let destination = MacKey {
         mac: [d0, d1, d2, d3, d4, d5],

@@ -35,6 +35,7 @@ impl Pod {
                 ifindex: u32::from(number) + 100,
                 mac,
                 addr,
+                direct: true,
             },
         };
         let (name, index) = (format!("veth{number}"), pod.port.ifindex.to_string());
@@ -166,6 +167,27 @@ fn a_source_that_is_not_the_pods_is_dropped() -> Result<()> {
     ip(&one.netns, &change)?;
     assert!(!one.pings("10.77.0.2", two.port.addr)?);
     assert!(datapath.counters()?.pod_spoofed > spoofed);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_is_left_to_the_bridge_is_still_watched() -> Result<()> {
+    let (node, mut one, two) = node()?;
+    let datapath = node.open()?;
+    let paths = datapath.pods()?;
+    attach(&node, &paths, &[&one, &two])?;
+    // From now on there is a limit at its link, say.
+    one.port.direct = false;
+    attach(&node, &paths, &[&one])?;
+    let before = direct(&datapath)?;
+    assert!(one.pings("eth0", two.port.addr)?);
+    assert_eq!(direct(&datapath)?, before, "neither to it nor from it");
+    ip(
+        &one.netns,
+        &["address", "add", "10.77.0.99/24", "dev", "eth0"],
+    )?;
+    assert!(!one.pings("10.77.0.99", two.port.addr)?);
+    assert!(datapath.counters()?.pod_spoofed >= 1);
     Ok(())
 }
 

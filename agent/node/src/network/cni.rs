@@ -129,7 +129,7 @@ impl PodNetwork for CniNetwork {
             .await
             .map_err(|error| NetworkError(chain(&error).to_string()))?;
         let ips: Vec<IpAddr> = result.container_ips().map(|ip| ip.address.ip()).collect();
-        let port = find_port(&self.config.node_netns, &result).await;
+        let port = find_port(&self.config.node_netns, &list, &result).await;
         let keep = async {
             let path = self.record_path(&pod.uid);
             if let Some(parent) = path.parent() {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
+use skiff_cni::libcni::Conflist;
 use skiff_cni::netlink::Netlink;
 use skiff_cni::types::CniResult;
 use skiff_netns::NodeNetns;
@@ -17,6 +18,9 @@ pub struct PodPort {
     pub mac: [u8; 6],
     /// The pod's address.
     pub addr: Ipv4Addr,
+    /// Whether packets to and from other pods may go around the bridge.
+    #[serde(default)]
+    pub direct: bool,
 }
 
 /// Told of pods as they come and go. Blocking, and none of its failures is a pod's: packets then take the bridge.
@@ -40,8 +44,13 @@ pub trait PodPaths: Send + Sync + 'static {
     fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// The port of a pod that a plugin has joined by a veth pair; `None` if it is joined in another way, or has no IPv4 address.
-pub(super) async fn find_port(netns: &NodeNetns, result: &CniResult) -> Option<PodPort> {
+/// The port of a pod that the list's plugins have joined by a veth pair; `None` if it is joined in another way, or has not
+/// just one IPv4 address.
+pub(super) async fn find_port(
+    netns: &NodeNetns,
+    list: &Conflist,
+    result: &CniResult,
+) -> Option<PodPort> {
     let (host, mac, addr) = plan_port(result)?;
     let netlink = Netlink::open_in_node(netns).ok()?;
     let link = netlink.find_link(&host).await.ok()??;
@@ -49,17 +58,31 @@ pub(super) async fn find_port(netns: &NodeNetns, result: &CniResult) -> Option<P
         ifindex: link.index,
         mac,
         addr,
+        direct: may_bypass_bridge(list),
     })
+}
+
+/// Whether nothing but the bridge is between the list's pods: no queue that limits them, no rule, no VLAN that parts them.
+fn may_bypass_bridge(list: &Conflist) -> bool {
+    const PARTING: [&str; 4] = ["portIsolation", "vlan", "vlanTrunk", "promiscMode"];
+    list.plugins
+        .iter()
+        .all(|plugin| match plugin.plugin_type.as_str() {
+            "bridge" => !PARTING.iter().any(|key| plugin.raw.contains_key(*key)),
+            "portmap" => true,
+            _ => false,
+        })
 }
 
 /// The name of the node's link, and the pod's addresses.
 fn plan_port(result: &CniResult) -> Option<(String, [u8; 6], Ipv4Addr)> {
-    let addr = result
+    let mut addrs = result
         .container_ips()
-        .find_map(|ip| match ip.address.ip() {
+        .filter_map(|ip| match ip.address.ip() {
             IpAddr::V4(addr) => Some(addr),
             IpAddr::V6(_) => None,
-        })?;
+        });
+    let addr = addrs.next().filter(|_| addrs.next().is_none())?;
     let pod = result
         .interfaces
         .iter()
@@ -81,10 +104,14 @@ mod tests {
     use super::*;
 
     fn port(interfaces: &serde_json::Value, address: &str) -> Option<(String, [u8; 6], Ipv4Addr)> {
+        let last = interfaces.as_array().unwrap().len() - 1;
+        let ips = address
+            .split(' ')
+            .map(|ip| json!({"address": ip, "interface": last}));
         let result = json!({
             "cniVersion": "1.0.0",
             "interfaces": interfaces,
-            "ips": [{"address": address, "interface": interfaces.as_array().unwrap().len() - 1}],
+            "ips": ips.collect::<Vec<_>>(),
         });
         plan_port(&CniResult::from_json(&result).unwrap())
     }
@@ -105,7 +132,26 @@ mod tests {
             ))
         );
         assert_eq!(port(&bridge, "fd00::2/64"), None);
+        assert_eq!(port(&bridge, "10.244.0.2/24 10.244.0.3/24"), None);
         let macvlan = json!([{"name": "eth0", "mac": "0a:58:0a:f4:00:02", "sandbox": "/n"}]);
         assert_eq!(port(&macvlan, "10.244.0.2/24"), None);
+    }
+
+    #[test]
+    fn what_is_between_pods_is_not_gone_around() {
+        let direct = |plugins: &serde_json::Value| {
+            let list = json!({"cniVersion": "1.1.0", "name": "n", "plugins": plugins});
+            may_bypass_bridge(&Conflist::parse(list.to_string().as_bytes()).unwrap())
+        };
+        assert!(direct(&json!([{"type": "bridge"}, {"type": "portmap"}])));
+        for plugins in [
+            json!([{"type": "bridge", "portIsolation": true}]),
+            json!([{"type": "bridge", "vlan": 7}]),
+            json!([{"type": "bridge"}, {"type": "bandwidth"}]),
+            json!([{"type": "bridge"}, {"type": "firewall"}]),
+            json!([{"type": "ptp"}]),
+        ] {
+            assert!(!direct(&plugins), "{plugins}");
+        }
     }
 }
