@@ -117,9 +117,7 @@ impl<'a> Tool<'a> {
     where
         F: Future<Output = Result<Option<Value>, Failure>>,
     {
-        let attachments: Result<Vec<Attachment>, CniError> =
-            netns.iter().map(|path| self.attachment(path)).collect();
-        match attachments {
+        match self.attachments(netns) {
             Ok(attachments) => {
                 let acts = attachments.into_iter().map(|attachment| async {
                     let netns = attachment.netns.clone();
@@ -160,6 +158,18 @@ impl<'a> Tool<'a> {
         });
         let valid: Vec<AttachmentKey> = kept.map(|attachment| attachment.key()).collect();
         Ok(self.runner.gc(&self.list, &valid).await?)
+    }
+
+    /// One for each namespace. Two that have one name would undo each other.
+    fn attachments(&self, netns: &[PathBuf]) -> Result<Vec<Attachment>, CniError> {
+        let attachments = netns.iter().map(|path| self.attachment(path));
+        let attachments: Vec<Attachment> = attachments.collect::<Result<_, _>>()?;
+        let keys: HashSet<AttachmentKey> = attachments.iter().map(Attachment::key).collect();
+        if keys.len() < attachments.len() {
+            let msg = "several namespaces of one container: give each once, and a container's id with one only";
+            return Err(CniError::environment(msg));
+        }
+        Ok(attachments)
     }
 
     fn attachment(&self, netns: &Path) -> Result<Attachment, CniError> {

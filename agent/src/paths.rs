@@ -58,7 +58,12 @@ impl skiff_node::PodPaths for PodPaths {
     fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>> {
         let keep: Vec<u32> = pods.iter().map(|pod| pod.ifindex).collect();
         self.paths.retain(&keep)?;
-        let attach = || pods.iter().try_for_each(|pod| self.attach_here(pod));
+        // A pod whose link is gone does not keep the others from theirs.
+        let attach = || {
+            pods.iter()
+                .map(|pod| self.attach_here(pod))
+                .fold(Ok(()), Result::and)
+        };
         Ok(self.netns.run(attach)??)
     }
 }

@@ -1,8 +1,9 @@
-//! The bridge's IPAM: our own host-local without another process if that is what `CNI_PATH` finds, otherwise whatever
-//! executable is there.
+//! IPAM as bridge and ptp use it: our own host-local without another process if that is what `CNI_PATH` finds, otherwise
+//! whatever executable is there.
 
 use std::{
     fs,
+    net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -10,7 +11,7 @@ use std::{
 use skiff_cni::{
     libcni::delegate,
     skel::{Call, Plugin, Target},
-    types::{CniError, CniResult, PluginType, code},
+    types::{CniError, CniResult, IpConfig, PluginType, Route, code},
 };
 
 use crate::host_local::HostLocal;
@@ -95,4 +96,18 @@ pub(crate) fn as_del(call: &Call) -> Call {
         command: skiff_cni::skel::Command::Del,
         ..call.clone()
     }
+}
+
+/// A route without a gateway goes through that of the container's first address of the same family, unless it is
+/// confined to the link.
+pub(crate) fn gateway_of(route: &Route, ips: &[IpConfig]) -> Option<IpAddr> {
+    const SCOPE_LINK: u8 = 253;
+    if route.gw.is_none() && route.scope.is_some_and(|scope| scope >= SCOPE_LINK) {
+        return None;
+    }
+    route.gw.or_else(|| {
+        ips.iter()
+            .filter(|ip| ip.address.is_ipv4() == route.dst.is_ipv4())
+            .find_map(|ip| ip.gateway)
+    })
 }

@@ -7,6 +7,7 @@ mod attachment;
 mod bandwidth;
 mod bridge;
 mod firewall;
+mod host_end;
 mod host_local;
 mod install;
 mod ipam;

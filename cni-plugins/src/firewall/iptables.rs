@@ -217,6 +217,9 @@ pub fn save(family: Family, table: &str) -> Result<Table, FirewallError> {
 /// Changes a table: by the first of the `guesses` that fits, or else by what `plan` says after a look, made anew while
 /// somebody else changes the table. Says whether there was anything to change.
 ///
+/// The first guess goes without the lock, so it must make no chain that others make too: of two who do so at once, the
+/// `nft` variant lets both fill it.
+///
 /// # Errors
 /// [`FirewallError`]; the last plan's refusal if none fits.
 pub fn change(
@@ -225,22 +228,14 @@ pub fn change(
     guesses: &[Batch],
     plan: impl Fn(&Table) -> Batch,
 ) -> Result<bool, FirewallError> {
-    for guess in guesses {
-        match restore(family, guess) {
-            Err(error) if error.is_refusal() => {}
-            done => return done.map(|()| true),
-        }
+    let (first, others) = guesses.split_at(guesses.len().min(1));
+    if try_guesses(family, first)? {
+        return Ok(true);
     }
-    look_and_change(family, table, plan)
-}
-
-/// Changes a table by what `plan` says after a look.
-pub(super) fn look_and_change(
-    family: Family,
-    table: &str,
-    plan: impl Fn(&Table) -> Batch,
-) -> Result<bool, FirewallError> {
     let _lock = FirewallLock::acquire()?;
+    if try_guesses(family, others)? {
+        return Ok(true);
+    }
     replan(|| {
         let found = match save(family, table) {
             // A kernel without IPv6 has no such table.
@@ -250,6 +245,17 @@ pub(super) fn look_and_change(
         let batch = plan(&found);
         Ok((!batch.is_empty()).then(|| restore(family, &batch)))
     })
+}
+
+/// Applies the first that fits. Says whether there was one.
+fn try_guesses(family: Family, guesses: &[Batch]) -> Result<bool, FirewallError> {
+    for guess in guesses {
+        match restore(family, guess) {
+            Err(error) if error.is_refusal() => {}
+            done => return done.map(|()| true),
+        }
+    }
+    Ok(false)
 }
 
 /// Splits a rule as a shell would, the way `iptables-save` quotes.

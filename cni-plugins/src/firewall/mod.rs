@@ -6,7 +6,8 @@
 //! removal:      own rules, COMMIT, what is shared, COMMIT      -> the same one process; the second part may be refused
 //! ```
 //! A batch is a transaction: all of it happens or nothing. One that expects too much is refused by the kernel, so the
-//! common case needs neither a look nor a lock; only whoever has to look takes the lock of its network namespace.
+//! common case needs neither a look nor a lock; only whoever makes shared chains or has to look takes the lock of its
+//! network namespace.
 //! Names and layout are those of the reference plugins where they allow it, and what those left is removed with ours,
 //! so that a node can switch in place.
 

@@ -11,10 +11,7 @@
 //! shared part; the other is refused where it does not expect it, looks, and finds nothing. Whoever is killed between the
 //! parts leaves chains without a container, which the next one uses and takes along.
 
-use super::{
-    Batch, Family, FirewallError, Table,
-    iptables::{look_and_change, restore_script},
-};
+use super::{Batch, Family, FirewallError, Table, change, iptables::restore_script};
 
 /// What a container has in a table: its own, and what it may share with others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +69,8 @@ pub fn release(
     }
     match guess.refusal(error.refused_line()) {
         Refusal::InUse => Ok(true),
-        Refusal::Shared => look_and_change(family, table, plan).map(|_changed| true),
-        Refusal::Own => look_and_change(family, table, plan),
+        Refusal::Shared => change(family, table, &[], plan).map(|_changed| true),
+        Refusal::Own => change(family, table, &[], plan),
     }
 }
 

@@ -74,6 +74,10 @@ impl Entry {
         })
     }
 
+    fn is_of(&self, network: &NetworkName, key: &AttachmentKey) -> bool {
+        self.network_name == network.as_str() && self.key().as_ref() == Some(key)
+    }
+
     fn list(&self) -> Option<Conflist> {
         let text = BASE64.decode(self.config.as_ref()?).ok()?;
         let list = Conflist::parse(&text).ok()?;
@@ -115,6 +119,10 @@ impl ResultCache {
             .join(format!("{network}-{}-{}", key.container_id, key.ifname))
     }
 
+    fn path_of(&self, entry: &Entry) -> Option<PathBuf> {
+        Some(self.path(&entry.network_name.parse().ok()?, &entry.key()?))
+    }
+
     pub(super) fn put(
         &self,
         list: &Conflist,
@@ -138,8 +146,11 @@ impl ResultCache {
             .mode(0o700)
             .create(&self.0)?;
         let path = self.path(&list.name, &attachment.key());
-        let mut draft = path.clone().into_os_string();
-        draft.push(".draft");
+        // No network begins with a dot: this is no attachment's name.
+        let draft = self.0.join(format!(
+            ".{}-{}-{}",
+            list.name, attachment.container_id, attachment.ifname
+        ));
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&draft)?;
@@ -147,7 +158,8 @@ impl ResultCache {
         fs::rename(&draft, &path)
     }
 
-    /// `None` if there is none, or it is damaged: an attachment can be detached without it.
+    /// `None` if there is none, or it is damaged: an attachment can be detached without it. Names have dashes too, so that
+    /// the file may be another attachment's: that counts as none.
     pub(super) fn get(
         &self,
         network: &NetworkName,
@@ -155,7 +167,9 @@ impl ResultCache {
     ) -> Option<CachedAttachment> {
         let value = read(&self.path(network, key))?;
         if let Some(entry) = entry(&value) {
-            return entry.into_cached();
+            return Some(entry)
+                .filter(|entry| entry.is_of(network, key))?
+                .into_cached();
         }
         // The reference library's first format: the bare result.
         value.get("cniVersion")?;
@@ -173,14 +187,19 @@ impl ResultCache {
     }
 
     pub(super) fn remove(&self, network: &NetworkName, key: &AttachmentKey) -> io::Result<()> {
-        match fs::remove_file(self.path(network, key)) {
+        let path = self.path(network, key);
+        let there = read(&path).and_then(|value| entry(&value));
+        if there.is_some_and(|entry| entry.key().is_some() && !entry.is_of(network, key)) {
+            return Ok(());
+        }
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// All attachments of a network.
-    pub(super) fn list(&self, network: &NetworkName) -> io::Result<Vec<CachedAttachment>> {
+    /// All attachments, of one network or of every one.
+    pub(super) fn list(&self, network: Option<&NetworkName>) -> io::Result<Vec<CachedAttachment>> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -192,11 +211,10 @@ impl ResultCache {
             // Not those under another name than their own, such as a draft that a crash left.
             let cached = read(&path)
                 .and_then(|value| entry(&value))
-                .filter(|entry| entry.network_name == network.as_str())
                 .filter(|entry| {
-                    let key = entry.key();
-                    key.is_some_and(|key| self.path(network, &key) == path)
+                    network.is_none_or(|network| entry.network_name == network.as_str())
                 })
+                .filter(|entry| self.path_of(entry).as_ref() == Some(&path))
                 .and_then(Entry::into_cached);
             found.extend(cached);
         }
@@ -256,17 +274,42 @@ mod tests {
             (read.version, &read.plugins),
             (older.version, &older.plugins)
         );
-        assert_eq!(cache.list(&older.name).unwrap().len(), 1);
-        assert!(cache.list(&"other".parse().unwrap()).unwrap().is_empty());
+        assert_eq!(cache.list(Some(&older.name)).unwrap().len(), 1);
+        assert!(
+            cache
+                .list(Some(&"other".parse().unwrap()))
+                .unwrap()
+                .is_empty()
+        );
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let file = dir.path().join("results/net-c-1-eth0");
         assert_eq!((mode(file.parent().unwrap()), mode(&file)), (0o700, 0o600));
-        fs::copy(&file, dir.path().join("results/net-c-1-eth0.draft")).unwrap();
-        assert_eq!(cache.list(&older.name).unwrap().len(), 1);
+        fs::copy(&file, dir.path().join("results/.net-c-1-eth0")).unwrap();
+        assert_eq!(cache.list(Some(&older.name)).unwrap().len(), 1);
+        assert_eq!(cache.list(None).unwrap().len(), 1);
         cache.remove(&older.name, &attachment().key()).unwrap();
         cache.remove(&older.name, &attachment().key()).unwrap();
-        assert!(cache.list(&older.name).unwrap().is_empty());
+        assert!(cache.list(Some(&older.name)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_attachment_whose_file_has_the_same_name_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = ResultCache::new(dir.path());
+        cache.put(&list(), &attachment(), &result()).unwrap();
+        let (network, key) = (
+            "net-c".parse().unwrap(),
+            AttachmentKey {
+                container_id: "1".parse().unwrap(),
+                ifname: "eth0".parse().unwrap(),
+            },
+        );
+        let path = cache.path(&network, &key);
+        assert_eq!(path, cache.path(&list().name, &attachment().key()));
+        assert!(cache.get(&network, &key).is_none());
+        cache.remove(&network, &key).unwrap();
+        assert!(cache.get(&list().name, &attachment().key()).is_some());
     }
 
     #[test]
@@ -318,7 +361,7 @@ mod tests {
         ] {
             fs::write(&path, text).unwrap();
             assert!(cache.get(&network, &key).is_none(), "{text}");
-            assert!(cache.list(&network).unwrap().is_empty(), "{text}");
+            assert!(cache.list(Some(&network)).unwrap().is_empty(), "{text}");
         }
     }
 }

@@ -133,7 +133,8 @@ impl CniRunner {
             let json = previous.as_ref().map(|result| result.to_json(list.version));
             let config = request::configuration(list, plugin, Some(attachment), json);
             let answer = self.run("ADD", plugin, Some(attachment), config).await?;
-            let json = answer.unwrap_or_else(|| json!({}));
+            // One that prints nothing breaks the chain: what is behind it would find no links and addresses.
+            let json = answer.unwrap_or_default();
             let result = CniResult::from_json(&json).map_err(|source| RunnerError::Result {
                 plugin_type: plugin.plugin_type.as_str().to_owned(),
                 source,
@@ -243,18 +244,8 @@ impl CniRunner {
         if list.disable_gc {
             return Ok(());
         }
-        let keep: HashSet<&AttachmentKey> = valid.iter().collect();
-        let stale = self.attachments(&list.name)?.into_iter();
-        let stale = stale.filter(|cached| !keep.contains(&cached.attachment.key()));
-        let detached = stream::iter(stale).map(|cached| async move {
-            let list = cached.list.as_ref().unwrap_or(list);
-            self.del(list, &cached.attachment).await
-        });
-        let mut errors: Vec<RunnerError> = detached
-            .buffer_unordered(DETACHED_AT_ONCE)
-            .filter_map(|result| async { result.err() })
-            .collect()
-            .await;
+        let cached = self.attachments(&list.name)?;
+        let mut errors = self.detach_others(cached, valid, Some(list)).await;
         let result = self.gc_all(list, valid).await;
         let result = match self.older(list, &result).await {
             Some(list) => self.gc_all(&list, valid).await,
@@ -262,6 +253,43 @@ impl CniRunner {
         };
         errors.extend(result.err());
         RunnerError::join(errors)
+    }
+
+    /// Detaches every cached attachment that is not `valid`, whichever network it is of: for a runtime that alone uses
+    /// its cache, and whose list may be another by now, or gone.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; everything was tried.
+    pub async fn detach_all_but(&self, valid: &[AttachmentKey]) -> Result<(), RunnerError> {
+        let cached = self.cache.list(None).map_err(|source| RunnerError::Cache {
+            network: "every network".to_owned(),
+            source,
+        })?;
+        RunnerError::join(self.detach_others(cached, valid, None).await)
+    }
+
+    /// Detaches those of `cached` that are not `valid`, with the list that ADD ran as far as that can be told.
+    async fn detach_others(
+        &self,
+        cached: Vec<CachedAttachment>,
+        valid: &[AttachmentKey],
+        otherwise: Option<&Conflist>,
+    ) -> Vec<RunnerError> {
+        let keep: HashSet<&AttachmentKey> = valid.iter().collect();
+        let stale = cached
+            .into_iter()
+            .filter(|cached| !keep.contains(&cached.attachment.key()));
+        let detached = stream::iter(stale).map(|cached| async move {
+            match cached.list.as_ref().or(otherwise) {
+                Some(list) => self.del(list, &cached.attachment).await,
+                None => Ok(()),
+            }
+        });
+        detached
+            .buffer_unordered(DETACHED_AT_ONCE)
+            .filter_map(|result| async { result.err() })
+            .collect()
+            .await
     }
 
     async fn gc_all(&self, list: &Conflist, valid: &[AttachmentKey]) -> Result<(), RunnerError> {
@@ -314,7 +342,7 @@ impl CniRunner {
     /// [`RunnerError::Cache`].
     pub fn attachments(&self, network: &NetworkName) -> Result<Vec<CachedAttachment>, RunnerError> {
         self.cache
-            .list(network)
+            .list(Some(network))
             .map_err(|source| RunnerError::Cache {
                 network: network.as_str().to_owned(),
                 source,

@@ -264,6 +264,43 @@ async fn detach_uses_the_list_and_the_arguments_of_add() {
 }
 
 #[tokio::test]
+async fn attachments_of_a_network_that_is_configured_no_more_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let (runner, list) = (runner(dir), list());
+    for container in ["keep", "stale"] {
+        runner.add(&list, &attachment(container)).await.unwrap();
+    }
+    let other = br#"{"cniVersion":"1.1.0","name":"other","plugins":[{"type":"one"}]}"#;
+    let other = Conflist::parse(other).unwrap();
+    calls(dir);
+    let valid = [attachment("keep").key()];
+    runner.gc(&other, &valid).await.unwrap();
+    assert_eq!(names(&calls(dir)), ["GC one"]);
+    runner.detach_all_but(&valid).await.unwrap();
+    assert_eq!(names(&calls(dir)), ["DEL two", "DEL one"]);
+    runner.detach_all_but(&valid).await.unwrap();
+    assert!(calls(dir).is_empty());
+    assert_eq!(runner.attachments(&list.name).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_add_without_an_answer_is_an_error_and_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let silent = fs::read_to_string(dir.join("one")).unwrap();
+    fs::write(dir.join("one"), silent.replace("= ADD", "= none")).unwrap();
+    let runner = runner(dir);
+    let error = runner.add(&list(), &attachment("c1")).await.unwrap_err();
+    assert!(matches!(error, RunnerError::Result { .. }), "{error}");
+    assert_eq!(names(&calls(dir)), ["ADD one", "DEL two", "DEL one"]);
+}
+
+#[tokio::test]
 async fn a_result_goes_on_in_the_lists_version() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

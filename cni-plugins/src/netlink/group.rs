@@ -1,17 +1,20 @@
 //! Deleting links in groups: one request for all who wait.
 //!
 //! The kernel takes 20 ms and more to delete a link, nearly all of it waiting for grace periods, and no longer to delete
-//! fifty. So whoever wants a link deleted first marks it as one of a group, then waits for the lock of this network
-//! namespace; whoever holds it deletes the whole group by one request, and the others find theirs gone.
+//! fifty. So whoever wants a link deleted says so and waits for its turn in this network namespace. Whoever has the turn
+//! marks its own link and those of all who wait as one group and deletes the group by one request; the others find
+//! theirs gone.
 //!
 //! ```text
-//! A  mark a, lock, delete {a} ........ unlock
-//! B     mark b, lock ................. delete {b, c, d} ....... unlock
-//! C        mark c, lock ....................................... gone, unlock
+//! A  turn, delete {a} ....... done
+//! B     wants b               turn, delete {b, c, d} ....... done
+//! C        wants c                                           turn, gone, done
 //! ```
-//! A process that is killed leaves at most a marked link, which was to be deleted anyway and goes with the next group.
+//! Those who wait ask nothing of the kernel's links meanwhile: they would have to wait for its lock, which the deletion
+//! holds, and be too late for the next group. A process that is killed leaves at most a marked link, which was to be
+//! deleted anyway and goes with the next group.
 
-use std::{io, path::Path};
+use std::{collections::HashSet, path::Path, time::Duration};
 
 use rtnetlink::{
     LinkUnspec,
@@ -21,48 +24,51 @@ use rtnetlink::{
     },
 };
 
-use super::{Netlink, NetlinkError, Verb};
-use crate::ByteLock;
+use super::{
+    Link, Netlink, NetlinkError, Verb,
+    turn::{Ticket, Turn},
+};
 
 /// The group of links that are to be deleted: nobody else uses this number ("skif").
 const DOOMED: u32 = 0x736b_6966;
-/// One lock for each namespace, by its number.
-const LOCK_FILE: &str = "/run/skiff-cni/delete.lock";
+const LOCK_FOLDER: &str = "/run/skiff-cni";
+/// How often it is looked for others, and after how many looks in vain the group is complete: all in all not for longer
+/// than a deletion takes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+const QUIET_LOOKS: u32 = 2;
+const MOST_LOOKS: u32 = 15;
+
+/// The turn to delete links in one network namespace.
+#[derive(Debug)]
+pub struct Deletion<'a> {
+    netlink: &'a Netlink,
+    /// Without a place for the lock file nobody waits for anybody, which is slower and no less right.
+    turn: Option<Turn>,
+}
 
 impl Netlink {
-    /// Deletes links by their numbers, together with those of other processes that wait in the same network namespace.
-    /// Absent is success.
+    /// Deletes links, together with those of other processes that wait in the same network namespace. Absent is success.
     ///
     /// # Errors
     /// [`NetlinkError`].
-    pub async fn delete_links_grouped(&self, indexes: &[u32]) -> Result<(), NetlinkError> {
-        let mut marked = Vec::with_capacity(indexes.len());
-        for index in indexes {
-            let message = LinkUnspec::new_with_index(*index)
-                .link_group(DOOMED)
-                .build();
-            match self
-                .new_link("marking a link for deletion", message, Verb::Change)
-                .await
-            {
-                Ok(()) => marked.push(*index),
-                Err(error) if error.is_absent() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let Some(first) = marked.first() else {
+    pub async fn delete_links_grouped(&self, links: &[Link]) -> Result<(), NetlinkError> {
+        if links.is_empty() {
             return Ok(());
-        };
-        let lock = GroupLock::take(Path::new(LOCK_FILE), self.netns_inode()).await;
-        let deleted = match &lock {
-            // Whoever had it may have deleted ours: all of a group go at once.
-            Ok(lock) if lock.waited && self.find_link_by_index(*first).await?.is_none() => Ok(()),
-            Ok(_) => self.delete_group().await,
-            // Without a place for the lock file nobody waits for anybody, which is slower and no less right.
-            Err(_unlockable) => self.delete_group().await,
-        };
-        drop(lock);
-        deleted
+        }
+        let known = links.iter().map(|link| (link.index, link.alias.as_str()));
+        let deletion = self.wait_to_delete(known);
+        let indexes: Vec<u32> = links.iter().map(|link| link.index).collect();
+        deletion.delete(&indexes).await
+    }
+
+    /// Says which links are to be deleted (by number and alias: what another alias has is left alone), and waits for the
+    /// turn to do so. Whoever has it before may have deleted them then. Blocks the thread, as a deletion itself does.
+    pub fn wait_to_delete<'a>(&self, links: impl Iterator<Item = (u32, &'a str)>) -> Deletion<'_> {
+        let tickets = links.map(|(index, alias)| Ticket::new(index, alias));
+        Deletion {
+            netlink: self,
+            turn: Turn::take(Path::new(LOCK_FOLDER), self.netns_inode(), tickets).ok(),
+        }
     }
 
     async fn delete_group(&self) -> Result<(), NetlinkError> {
@@ -77,79 +83,65 @@ impl Netlink {
             _ => Ok(()),
         }
     }
-}
 
-/// The right to delete the group of one network namespace.
-#[derive(Debug)]
-struct GroupLock {
-    /// Whether somebody else had it first.
-    waited: bool,
-    _lock: ByteLock,
-}
-
-impl GroupLock {
-    /// Waits for the lock, on a thread of its own so that the caller's other requests go on.
-    async fn take(file: &Path, netns: u64) -> io::Result<Self> {
-        if let Some(lock) = ByteLock::try_take(file, netns)? {
-            return Ok(Self {
-                waited: false,
-                _lock: lock,
-            });
+    /// Whether it was there to be marked.
+    async fn mark_doomed(&self, index: u32) -> Result<bool, NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).link_group(DOOMED).build();
+        match self
+            .new_link("marking a link for deletion", message, Verb::Change)
+            .await
+        {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_absent() => Ok(false),
+            Err(error) => Err(error),
         }
-        let file = file.to_owned();
-        let waiting = tokio::task::spawn_blocking(move || ByteLock::take(&file, netns));
-        Ok(Self {
-            waited: true,
-            _lock: waiting.await.map_err(io::Error::other)??,
-        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicU32, Ordering},
-        },
-        time::Duration,
-    };
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lock_is_waited_for_and_namespaces_are_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = GroupLock::take(&dir.path().join("lock"), 1).await.unwrap();
-        let other = GroupLock::take(&dir.path().join("lock"), 2).await.unwrap();
-        assert!(!first.waited && !other.waited);
-        let path = dir.path().join("lock");
-        let mut second = tokio::spawn(async move { GroupLock::take(&path, 1).await.unwrap() });
-        let early = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
-        assert!(early.is_err(), "it is held");
-        drop(first);
-        assert!(second.await.unwrap().waited);
+impl Deletion<'_> {
+    /// Whether somebody else had the turn first, and may have deleted what was asked for.
+    #[must_use]
+    pub fn has_waited(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| turn.waited)
     }
 
-    #[tokio::test]
-    async fn many_never_hold_a_lock_together() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = Arc::new(AtomicU32::new(0));
-        let tasks: Vec<_> = (0..20)
-            .map(|_| {
-                let (path, held) = (dir.path().join("lock"), Arc::clone(&held));
-                tokio::spawn(async move {
-                    for _ in 0..20 {
-                        let _lock = GroupLock::take(&path, 1).await.unwrap();
-                        assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0);
-                        tokio::task::yield_now().await;
-                        held.fetch_sub(1, Ordering::SeqCst);
-                    }
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
+    /// Deletes links by their numbers, and those that others wait for. Absent is success.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn delete(self, indexes: &[u32]) -> Result<(), NetlinkError> {
+        let mut is_any_there = false;
+        for index in indexes {
+            is_any_there |= self.netlink.mark_doomed(*index).await?;
+        }
+        if !is_any_there {
+            return Ok(());
+        }
+        self.take_others_along().await;
+        self.netlink.delete_group().await
+    }
+
+    /// Marks what others wait for, and, once somebody does, waits a moment for those who are about to: whoever misses
+    /// this group waits for a whole deletion more. What fails here is theirs to do, when it is their turn.
+    async fn take_others_along(&self) {
+        let mut seen = HashSet::new();
+        let mut quiet = 0;
+        for _look in 0..MOST_LOOKS {
+            let others = self.turn.as_ref().and_then(|turn| turn.others().ok());
+            let mut new = others.unwrap_or_default();
+            new.retain(|ticket| seen.insert(*ticket));
+            for ticket in &new {
+                let found = self.netlink.find_link_by_index(ticket.index).await;
+                let is_meant = |link: &Link| Ticket::new(link.index, &link.alias) == *ticket;
+                if found.is_ok_and(|link| link.as_ref().is_some_and(is_meant)) {
+                    self.netlink.mark_doomed(ticket.index).await.ok();
+                }
+            }
+            quiet = if new.is_empty() { quiet + 1 } else { 0 };
+            if seen.is_empty() || quiet == QUIET_LOOKS {
+                return;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
 }

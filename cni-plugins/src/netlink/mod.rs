@@ -14,6 +14,7 @@ mod neigh;
 mod route;
 mod tc;
 mod tuning;
+mod turn;
 mod vxlan;
 
 use std::{
@@ -35,6 +36,7 @@ use exchange::Exchange;
 pub use addr::DuplicateDetection;
 pub use bridge::{BridgeSpec, PortFlags, PortSettings, PortVlan, VlanOwner};
 pub use error::NetlinkError;
+pub use group::Deletion;
 pub use link::{Link, VethSpec};
 pub use neigh::{FdbEntry, Neighbour};
 pub use route::RouteSpec;
@@ -127,10 +129,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         verb: Verb,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        let mut exchange = self
-            .exchange
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         for _attempt in 0..DUMP_ATTEMPTS {
             match exchange.ask(action, message.clone(), verb.flags()) {
                 Ok(answer) if answer.is_inconsistent && verb == Verb::Dump => {}

@@ -33,7 +33,8 @@ fn is_ifname(text: &str) -> bool {
         && text != ".."
         && !text
             .chars()
-            .any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+            // The kernel makes another name of one with '%'.
+            .any(|c| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control())
 }
 
 /// A plugin is found by joining its type to a folder: it must stay in there.
@@ -101,7 +102,7 @@ name!(
 name!(
     /// The name of a network link.
     IfName, "interface name", is_ifname,
-    "must have 1 to 15 characters without '/', ':' and spaces, and not be '.' or '..'"
+    "must have 1 to 15 characters without '/', ':', '%' and spaces, and not be '.' or '..'"
 );
 name!(
     /// The file name of a plugin.
@@ -128,6 +129,7 @@ mod tests {
             "a b",
             "sixteen-letters-",
             "a\0",
+            "eth%d",
         ] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }

@@ -130,10 +130,10 @@ impl PodPaths {
         let known = self.sources.entries()?.into_iter().map(|(port, _)| port);
         let reached = self.ports.entries()?.into_iter().map(|(_, port)| port);
         let all: std::collections::BTreeSet<u32> = pinned.chain(known).chain(reached).collect();
-        for ifindex in all.into_iter().filter(|port| !keep.contains(port)) {
-            self.detach(ifindex)?;
-        }
-        Ok(())
+        let gone = all.into_iter().filter(|port| !keep.contains(port));
+        // All are tried; the first failure is told.
+        let results: Vec<_> = gone.map(|port| self.detach(port)).collect();
+        results.into_iter().collect()
     }
 }
 

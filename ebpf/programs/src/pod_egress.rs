@@ -1,6 +1,7 @@
 //! What a pod sends, as it enters the node at the node's end of the pod's veth pair (TCX ingress).
 //!
-//! A frame whose source is not the pod's is dropped. One to another pod of this node goes right into that pod's
+//! A frame whose source is not the pod's hardware address, or its IPv4 address (also as the sender of ARP), is dropped; IPv6
+//! sources are not looked at. One to another pod of this node goes right into that pod's
 //! namespace: the bridge, its netfilter hooks and a pass through the backlog of another device are what it saves. Pods
 //! with something between them and the others (a queue that limits them) are left to the bridge, both ways. All
 //! else (broadcast, the node, the world) takes the bridge as without this program.

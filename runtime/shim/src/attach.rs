@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 /// One client's pipe for one of the container's streams.
 ///
@@ -57,22 +60,32 @@ impl Followers {
             .any(|follower| follower.stream == stream && !follower.pending.is_empty())
     }
 
-    /// Tries again to write what waits.
+    /// Tries again to write what waits, and lets go whoever has left.
     pub(crate) fn flush(&mut self) {
-        self.0.retain_mut(Follower::flush);
+        self.0
+            .retain_mut(|follower| !follower.has_left() && follower.flush());
     }
 
-    /// Whose pipe to watch for room.
-    pub(crate) fn behind(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let behind = self
-            .0
-            .iter()
-            .filter(|follower| !follower.pending.is_empty());
-        behind.map(|follower| follower.fd.as_fd())
+    /// The pipes, each with what to watch it for: room if something waits. That a client leaves is always told, so that a
+    /// container that says nothing does not gather pipes.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.0.iter().map(|follower| {
+            let events = if follower.pending.is_empty() {
+                PollFlags::empty()
+            } else {
+                PollFlags::POLLOUT
+            };
+            (follower.fd.as_fd(), events)
+        })
     }
 }
 
 impl Follower {
+    fn has_left(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Writes what the pipe takes. False if this client is done with, or has left.
     fn flush(&mut self) -> bool {
         let mut written = 0;
@@ -123,7 +136,7 @@ mod tests {
         // Also when the stream ends meanwhile.
         followers.end("stdout");
         let mut read = Vec::new();
-        while followers.behind().next().is_some() {
+        while followers.is_behind("stdout") {
             // The end of what there is shows as an error: the pipe does not block.
             client.read_to_end(&mut read).ok();
             followers.flush();
@@ -140,9 +153,29 @@ mod tests {
         followers.write("stdout", &vec![b'x'; MORE_THAN_A_PIPE]);
         drop(left);
         followers.flush();
-        assert_eq!(followers.behind().count(), 1);
+        assert_eq!(followers.watched().count(), 1);
         let mut read = Vec::new();
         stays.read_to_end(&mut read).unwrap_err();
         assert!(!read.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_leaves_is_noticed_while_nothing_is_said() {
+        let mut followers = Followers::default();
+        let client = follow(&mut followers, "stdout");
+        let ready = |followers: &Followers| {
+            let watched = followers.watched();
+            let mut fds: Vec<_> = watched
+                .map(|(fd, events)| PollFd::new(fd, events))
+                .collect();
+            poll(&mut fds, PollTimeout::ZERO).unwrap()
+        };
+        assert_eq!(ready(&followers), 0);
+        followers.flush();
+        assert_eq!(followers.watched().count(), 1);
+        drop(client);
+        assert_eq!(ready(&followers), 1);
+        followers.flush();
+        assert_eq!(followers.watched().count(), 0);
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use nix::poll::PollFlags;
 use skiff_runtime::{
     ExitStatus, Stdin, cgroup,
     files::{self, RunState},
@@ -269,12 +270,12 @@ impl Container {
         }
     }
 
-    /// Pipes of clients that have not taken everything: to be watched for room.
-    pub(crate) fn behind(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.followers.behind()
+    /// Pipes of clients, and what to watch them for.
+    pub(crate) fn watched_followers(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.followers.watched()
     }
 
-    /// Some client may take more.
+    /// Some client may take more, or has left.
     pub(crate) fn feed_followers(&mut self) {
         self.followers.flush();
     }

@@ -15,6 +15,7 @@ use crate::{
 
 /// How often a log that cannot be written is tried again.
 const LOG_RETRY: Duration = Duration::from_secs(1);
+
 /// What a descriptor that is ready belongs to.
 pub(crate) enum Source {
     Listener,
@@ -23,7 +24,7 @@ pub(crate) enum Source {
     /// By the number of its descriptor.
     Fork(i32),
     Output(String, usize),
-    /// A container with a client that has not taken all output.
+    /// A container with a client that has room for output, or has left.
     Followers(String),
 }
 
@@ -54,9 +55,9 @@ impl Shim {
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
         for (id, container) in &self.containers {
-            for fd in container.behind() {
+            for (fd, events) in container.watched_followers() {
                 sources.push(Source::Followers(id.clone()));
-                polled.push(PollFd::new(fd, PollFlags::POLLOUT));
+                polled.push(PollFd::new(fd, events));
             }
         }
         let blocked = self.containers.values().any(Container::is_blocked);

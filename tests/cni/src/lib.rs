@@ -26,6 +26,9 @@ use serde_json::{Value, json};
 use skiff_netns::NetNs;
 use tempfile::TempDir;
 
+/// For the environment of plugins: a firewalld that the machine may have is none of ours.
+pub const NO_BUS: (&str, &str) = ("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A pinned namespace that is unpinned when dropped, also by a failing test.
@@ -234,6 +237,7 @@ impl Bench {
             .env("CNI_CONTAINERID", container)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", &self.plugins)
+            .envs([NO_BUS])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         if !netns.as_os_str().is_empty() {

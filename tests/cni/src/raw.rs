@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::TestNetns;
+use crate::{NO_BUS, TestNetns};
 
 /// Seconds. Longer than a plugin waits for a lock.
 const PATIENCE: &str = "60";
@@ -47,6 +47,7 @@ impl RawCall {
             .env("CNI_CONTAINERID", "c1")
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", plugins)
+            .env(NO_BUS.0, NO_BUS.1)
     }
 
     /// With a variable; without it if the value is empty.

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::{Answer, TestNetns};
+use crate::{Answer, NO_BUS, TestNetns};
 
 /// A container's interface in one network.
 #[derive(Debug, Clone)]
@@ -195,6 +195,7 @@ impl Call<'_> {
         let mut call = Command::new(self.plugins.join(conf["type"].as_str().unwrap()));
         call.env("CNI_COMMAND", self.command)
             .env("CNI_PATH", &self.plugins)
+            .envs([NO_BUS])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -467,45 +467,6 @@ fn each_version_gets_its_result() {
 }
 
 #[test]
-fn an_add_that_is_killed_is_cleaned_up_by_del() {
-    let bench = Bench::new();
-    let mut conf = bench.bridge_conf();
-    conf["ipMasq"] = json!(true);
-    conf["macspoofchk"] = json!(true);
-    let mut killed = 0;
-    for step in 0..40u32 {
-        let pod = TestNetns::new("pod");
-        let container = format!("c{step}");
-        let mut child = bench.start("ADD", &conf, &container, pod.path());
-        thread::sleep(Duration::from_micros(u64::from(step) * 500));
-        child.kill().unwrap();
-        killed += u32::from(!child.wait().unwrap().success());
-        bench.del(&conf, &container, &pod);
-        assert!(
-            bench.veths().is_empty(),
-            "after {step} half milliseconds: {:?}",
-            bench.veths()
-        );
-        assert!(bench.leases().is_empty(), "after {step} half milliseconds");
-        assert!(pod.links().is_empty(), "after {step} half milliseconds");
-        let rules = bench.node.sh("nft list ruleset");
-        assert!(
-            !rules.contains(&format!("id:{container}")) && !rules.contains("ether saddr"),
-            "after {step} half milliseconds: {rules}"
-        );
-    }
-    assert!(killed > 5, "the machine is too quick for this test");
-    let pod = TestNetns::new("pod");
-    bench.add(&conf, "last", &pod);
-    bench.del(&conf, "last", &pod);
-    assert!(
-        !nat_rules(&bench).contains("SKIFF"),
-        "{}",
-        nat_rules(&bench)
-    );
-}
-
-#[test]
 fn packets_to_the_outside_carry_the_nodes_address() {
     let bench = Bench::new();
     let (pod, other, outside) = (

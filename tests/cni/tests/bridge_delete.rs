@@ -23,27 +23,38 @@ use skiff_tests_cni::{Bench, TestNetns};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The lock under which a namespace's links are deleted, held by the test until it is dropped.
-struct HeldLock {
-    _file: File,
+/// What a deletion gives its links before it asks for them to go: "skif".
+const GROUP: u32 = 0x736b_6966;
+
+/// The turn to delete links in a namespace, held by the test until it is dropped.
+struct HeldTurn {
+    file: File,
 }
 
-impl HeldLock {
+impl HeldTurn {
     fn take(node: &TestNetns) -> Self {
         let netns = node
             .run(|| fs::metadata("/proc/thread-self/ns/net"))
             .unwrap();
         fs::create_dir_all("/run/skiff-cni").unwrap();
-        let file = File::create("/run/skiff-cni/delete.lock").unwrap();
+        let file = File::create(format!("/run/skiff-cni/delete-{}.lock", netns.ino())).unwrap();
         let byte = libc::flock {
             l_type: libc::F_WRLCK.try_into().unwrap(),
             l_whence: libc::SEEK_SET.try_into().unwrap(),
-            l_start: netns.ino().try_into().unwrap(),
+            l_start: 0,
             l_len: 1,
             l_pid: 0,
         };
         fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)).unwrap();
-        Self { _file: file }
+        Self { file }
+    }
+
+    /// How many links wait to be deleted.
+    fn waiting(&self) -> usize {
+        let ours = format!(":{} ", self.file.metadata().unwrap().ino());
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let of_file = locks.lines().filter(|lock| lock.contains(&ours));
+        of_file.filter(|lock| lock.contains("READ")).count()
     }
 }
 
@@ -88,35 +99,36 @@ fn fifty_deletions_at_once_go_together_and_take_nothing_else() {
         .sh("ip link add stranger type veth peer name peer");
     let (going, staying) = pods.split_at(50);
 
-    let lock = HeldLock::take(&bench.node);
+    let turn = HeldTurn::take(&bench.node);
     let mut waiting: Vec<Child> = going
         .iter()
         .enumerate()
         .map(|(number, pod)| bench.start("DEL", &conf, &format!("c{number}"), pod.path()))
         .collect();
-    wait_for("marking of 50 links", || marked(&bench) == 50);
+    wait_for("asking for 50 links", || turn.waiting() == 50);
     assert!(
         waiting
             .iter_mut()
             .all(|child| child.try_wait().unwrap().is_none())
     );
     assert_eq!(bench.veths().len(), 53);
-    // Killed in the middle: their links go with the others', their addresses stay until the next DEL.
+    // Killed while they wait: nobody deletes their links for them, and the next DEL does.
     for mut child in waiting.drain(..10) {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    drop(lock);
+    drop(turn);
     waiting.into_iter().for_each(assert_success);
 
-    assert_eq!(bench.veths().len(), 3);
-    assert!(going.iter().all(|pod| pod.links().is_empty()));
+    assert_eq!(bench.veths().len(), 13);
+    assert!(going.iter().skip(10).all(|pod| pod.links().is_empty()));
     assert!(staying.iter().all(|pod| pod.links() == ["eth0"]));
     assert!(bench.node.links().contains(&"stranger".to_owned()));
     assert_eq!(bench.leases().len(), 13);
     for (number, pod) in going.iter().enumerate().take(10) {
         bench.del(&conf, &format!("c{number}"), pod);
     }
+    assert_eq!(bench.veths().len(), 3);
     assert_eq!(bench.leases().len(), 3);
     assert_eq!(marked(&bench), 0);
 }
@@ -128,12 +140,10 @@ fn a_link_whose_deletion_was_killed_goes_with_the_next_one() {
     let (a, b) = (TestNetns::new("pod"), TestNetns::new("pod"));
     bench.add(&conf, "a", &a);
     bench.add(&conf, "b", &b);
-    let lock = HeldLock::take(&bench.node);
-    let mut child = bench.start("DEL", &conf, "a", a.path());
-    wait_for("marking", || marked(&bench) == 1);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    drop(lock);
+    // As if it had been killed between the two requests.
+    let name = host_veth_name(&"a".parse().unwrap(), &"eth0".parse().unwrap(), 0);
+    bench.node.sh(&format!("ip link set {name} group {GROUP}"));
+    assert_eq!(marked(&bench), 1);
     bench.del(&conf, "b", &b);
     assert!(bench.veths().is_empty() && a.links().is_empty());
     bench.del(&conf, "a", &a);
@@ -146,14 +156,14 @@ fn nodes_do_not_wait_for_each_other() {
     let (a, b) = (TestNetns::new("pod"), TestNetns::new("pod"));
     first.add(&first.bridge_conf(), "a", &a);
     second.add(&second.bridge_conf(), "b", &b);
-    let lock = HeldLock::take(&first.node);
+    let turn = HeldTurn::take(&first.node);
     let mut waiting = first.start("DEL", &first.bridge_conf(), "a", a.path());
-    wait_for("marking", || marked(&first) == 1);
+    wait_for("asking for the link", || turn.waiting() == 1);
     second.del(&second.bridge_conf(), "b", &b);
     assert!(second.veths().is_empty());
     assert!(waiting.try_wait().unwrap().is_none());
     assert_eq!(first.veths().len(), 1);
-    drop(lock);
+    drop(turn);
     assert_success(waiting);
     assert!(first.veths().is_empty());
 }

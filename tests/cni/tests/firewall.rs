@@ -311,6 +311,21 @@ fn another_containers_rules_are_not_touched() {
 }
 
 #[test]
+fn another_interface_in_the_same_network_keeps_its_rules() {
+    let scene = Scene::new();
+    let pod = TestNetns::new("pod");
+    let [first, second] = ["10.99.0.2/24", "10.99.0.3/24"].map(|ip| conf(&result("1.1.0", &[ip])));
+    scene.bench.add(&first, "a", &pod);
+    scene.bench.add(&second, "a", &pod);
+    scene.bench.del(&first, "a", &pod);
+    let rules = scene.rules();
+    assert!(!rules.contains("10.99.0.2/32"), "{rules}");
+    assert_eq!(rules.matches("10.99.0.3/32").count(), 3, "{rules}");
+    scene.bench.del(&second, "a", &pod);
+    assert!(!scene.rules().contains("10.99.0."), "{}", scene.rules());
+}
+
+#[test]
 fn check_names_the_rule_that_is_missing() {
     let scene = Scene::new();
     let netns = scene.outside.path();

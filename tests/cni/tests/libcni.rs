@@ -140,6 +140,11 @@ fn comes_and_goes(plugins: Option<&Path>, version: &str) {
     tool.put("10-net.conflist", &list(&bench, version));
     let pod = TestNetns::new("pod");
     tool.say(&["status"]).ok();
+    // Nothing was tried: the second would undo the first.
+    assert_eq!(tool.say(&["add", path(&pod), path(&pod)]).error(), 4);
+    let one_id = ["add", "--container-id", "c", path(&pod), "/run/netns/other"];
+    assert_eq!(tool.say(&one_id).error(), 4);
+    assert!(tool.cached().is_empty());
 
     let added = tool.say(&["add", path(&pod)]).ok();
     assert_eq!(added[0]["cniVersion"], version);

@@ -303,9 +303,10 @@ fn both_variants_of_iptables_do() {
         let mut conf = world.bridge_conf();
         conf["ipMasq"] = json!(true);
         let pods = [TestNetns::new("pod"), TestNetns::new("pod")];
-        for (name, pod) in ["a", "b"].iter().zip(&pods) {
-            world.bench.add(&conf, name, pod);
-        }
+        let added = ["a", "b"].iter().zip(&pods);
+        let results: Vec<_> = added
+            .map(|(name, pod)| world.bench.add(&conf, name, pod).json)
+            .collect();
         let target = format_target(OUTSIDE[1], 7000);
         let seen = reach(Protocol::Tcp, &pods[1], &target, &world.outside, 7000);
         assert_eq!(seen, Some(NODE[1].parse().unwrap()), "{variant}");
@@ -313,8 +314,9 @@ fn both_variants_of_iptables_do() {
         let rules = world.bench.node.sh(&saved);
         assert_eq!(rules.matches("MASQUERADE").count(), 4, "{rules}");
         let _of_add = take_calls(&plugins);
-        for (name, pod) in ["a", "b"].iter().zip(&pods) {
-            world.bench.del(&conf, name, pod);
+        for (index, name) in ["a", "b"].iter().enumerate() {
+            conf["prevResult"] = results[index].clone();
+            world.bench.del(&conf, name, &pods[index]);
             // Whether others stay or not.
             let calls = take_calls(&plugins);
             assert_eq!(calls, ["ip6tables-restore", "iptables-restore"], "{name}");

@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde_json::Value;
-use skiff_tests_cni::{Bench, TestNetns};
+use skiff_tests_cni::{Bench, NO_BUS, TestNetns};
 
 /// Debian's package of the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
@@ -130,7 +130,8 @@ network_config_dir = "{dir}/net.d"
             .args(["sh", "-c", command])
             .env("CONTAINERS_CONF", self.dir().join("containers.conf"))
             .env("CONTAINERS_STORAGE_CONF", self.dir().join("storage.conf"))
-            .env("TMPDIR", self.dir());
+            .env("TMPDIR", self.dir())
+            .envs([NO_BUS]);
         shell
     }
 

@@ -146,6 +146,24 @@ fn what_leaves_the_node_has_its_address() {
 }
 
 #[test]
+fn a_route_confined_to_the_link_has_no_gateway() {
+    let bench = Bench::new();
+    let pod = TestNetns::new("pod");
+    let mut conf = conf(&bench);
+    conf["ipam"]["routes"] = json!([{"dst": "198.51.100.0/24", "scope": 253}]);
+    let answer = bench.add(&conf, "a", &pod);
+    let route = pod.sh("ip route show 198.51.100.0/24");
+    assert!(
+        route.contains("dev eth0 scope link") && !route.contains("via"),
+        "{route}"
+    );
+    let previous = after(&answer, &conf);
+    bench.call("CHECK", &previous, "a", pod.path()).expect_ok();
+    bench.del(&previous, "a", &pod);
+    assert_clean(&bench);
+}
+
+#[test]
 fn mtu_and_name_servers_are_those_of_the_configuration() {
     let bench = Bench::new();
     let pod = TestNetns::new("pod");

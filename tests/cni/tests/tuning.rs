@@ -341,6 +341,22 @@ fn del_succeeds_when_half_or_all_of_it_is_gone() {
 }
 
 #[test]
+fn del_ends_also_where_the_kernel_refuses_what_was_there() {
+    let scene = Scene::new();
+    let conf = scene.conf(&json!({"mtu": 1300}));
+    // Of a link that had the name before, or of somebody who means harm.
+    for backup in [r#"{"mtu": 1}"#, r#"{"mac": "02:00:00:00:00:00:00:01"}"#] {
+        scene.add(&json!({"mtu": 1300}));
+        let file = scene.bench.dir.path().join("tuning/a_eth0.json");
+        fs::write(file, backup).unwrap();
+        let del = || scene.bench.call("DEL", &conf, "a", scene.pod.path());
+        assert!(!del().ok, "{backup}");
+        del().expect_ok();
+        assert_eq!(scene.backups(), [""; 0]);
+    }
+}
+
+#[test]
 fn gc_forgets_what_no_valid_attachment_owns() {
     let scene = Scene::new();
     let keys = json!({"mtu": 1300});

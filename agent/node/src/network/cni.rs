@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use skiff_client::chain;
 use skiff_cni::libcni::{Attachment, AttachmentKey, CniRunner, Conflist};
+use skiff_cni::types::NetworkName;
 
 use super::capabilities::without_idle;
 use super::paths::find_port;
@@ -16,7 +17,8 @@ use super::{NetworkError, PodAttachment, PodNetwork, PodPaths, PodPort};
 use crate::NodeConfig;
 
 const IFNAME: &str = "eth0";
-const RECORD: &str = "network.json";
+/// In the folder that a restart of the machine empties: links and their numbers go with it, too.
+const RECORDS: &str = "network";
 
 /// Runs the node's first configuration list for each pod.
 pub(crate) struct CniNetwork {
@@ -27,9 +29,11 @@ pub(crate) struct CniNetwork {
     attaching: tokio::sync::RwLock<()>,
 }
 
-/// What is kept beside the pod, so that the next daemon knows its addresses without asking a plugin.
+/// What is kept of an attached pod, so that the next daemon knows its addresses without asking a plugin.
 #[derive(Serialize, Deserialize)]
 struct Record {
+    /// What it is attached to; the node's list may be another by now.
+    network: NetworkName,
     ips: Vec<IpAddr>,
     #[serde(default)]
     port: Option<PodPort>,
@@ -50,8 +54,8 @@ impl CniNetwork {
         let load = tokio::task::spawn_blocking(move || Conflist::load_dir(&directory)).await;
         match load {
             Ok(Ok(list)) => Ok(list),
-            Ok(Err(error)) => Err(NetworkError(chain(&error).to_string())),
-            Err(error) => Err(NetworkError(error.to_string())),
+            Ok(Err(error)) => Err(failed(&error)),
+            Err(error) => Err(failed(&error)),
         }
     }
 
@@ -74,9 +78,52 @@ impl CniNetwork {
         }
     }
 
-    fn record_path(&self, uid: &str) -> PathBuf {
-        self.config.pod_dir(uid).join(RECORD)
+    fn records(&self) -> PathBuf {
+        self.config.run_dir.join(RECORDS)
     }
+
+    fn record_path(&self, uid: &str) -> PathBuf {
+        self.records().join(format!("{uid}.json"))
+    }
+
+    async fn keep(&self, uid: &str, record: &Record) -> std::io::Result<()> {
+        tokio::fs::create_dir_all(self.records()).await?;
+        let path = self.record_path(uid);
+        let tmp = path.with_extension("tmp");
+        tokio::fs::write(&tmp, serde_json::to_vec(record)?).await?;
+        tokio::fs::rename(&tmp, &path).await
+    }
+
+    /// Forgets pods that are no more.
+    async fn keep_only(&self, uids: &[String]) {
+        let Ok(mut entries) = tokio::fs::read_dir(self.records()).await else {
+            return;
+        };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let path = entry.path();
+            let uid = path.file_stem().and_then(|stem| stem.to_str());
+            if !uid.is_some_and(|uid| uids.iter().any(|known| known == uid)) {
+                drop(tokio::fs::remove_file(&path).await);
+            }
+        }
+    }
+
+    /// The list that attached the pod, if that is known, otherwise the node's.
+    async fn list_of(
+        &self,
+        record: Option<&Record>,
+        key: &AttachmentKey,
+    ) -> Result<Conflist, NetworkError> {
+        let cached = record.and_then(|record| self.runner.cached(&record.network, key));
+        match cached.and_then(|cached| cached.list) {
+            Some(list) => Ok(list),
+            None => self.conflist().await,
+        }
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> NetworkError {
+    NetworkError(chain(error).to_string())
 }
 
 fn attachment(pod: &PodAttachment) -> Result<Attachment, NetworkError> {
@@ -101,12 +148,8 @@ fn attachment(pod: &PodAttachment) -> Result<Attachment, NetworkError> {
 
 fn key(uid: &str) -> Result<AttachmentKey, NetworkError> {
     Ok(AttachmentKey {
-        container_id: uid
-            .parse()
-            .map_err(|error| NetworkError(chain(&error).to_string()))?,
-        ifname: IFNAME
-            .parse()
-            .map_err(|error| NetworkError(chain(&error).to_string()))?,
+        container_id: uid.parse().map_err(|error| failed(&error))?,
+        ifname: IFNAME.parse().map_err(|error| failed(&error))?,
     })
 }
 
@@ -123,32 +166,28 @@ impl PodNetwork for CniNetwork {
             ..attachment(pod)?
         };
         let _no_sweep = self.attaching.read().await;
-        let result = self
-            .runner
-            .add(&list, &attachment)
-            .await
-            .map_err(|error| NetworkError(chain(&error).to_string()))?;
-        let ips: Vec<IpAddr> = result.container_ips().map(|ip| ip.address.ip()).collect();
-        let port = find_port(&self.config.node_netns, &list, &result).await;
-        let keep = async {
-            let path = self.record_path(&pod.uid);
-            if let Some(parent) = path.parent() {
-                tokio::fs::create_dir_all(parent).await?;
+        let key = attachment.key();
+        if self.runner.cached(&list.name, &key).is_some() {
+            // The machine or the daemon ended before it was detached, or before there was a record of it.
+            if let Err(error) = self.runner.detach(&list, &attachment).await {
+                tracing::warn!(pod = pod.name, error = %chain(&error), "an earlier attachment");
             }
-            let json = serde_json::to_vec(&Record {
-                ips: ips.clone(),
-                port,
-            })?;
-            let tmp = path.with_extension("tmp");
-            tokio::fs::write(&tmp, json).await?;
-            tokio::fs::rename(&tmp, &path).await
+        }
+        let result = self.runner.add(&list, &attachment).await;
+        let result = result.map_err(|error| failed(&error))?;
+        let port = find_port(&self.config.node_netns, &list, &result).await;
+        let record = Record {
+            network: list.name.clone(),
+            ips: result.container_ips().map(|ip| ip.address.ip()).collect(),
+            port,
         };
-        let kept: std::io::Result<()> = keep.await;
-        if ips.is_empty() || kept.is_err() {
+        let kept = self.keep(&pod.uid, &record).await;
+        if record.ips.is_empty() || kept.is_err() {
             let undone = self.runner.del(&list, &attachment).await;
             if let Err(error) = undone {
                 tracing::warn!(pod = pod.name, error = %chain(&error), "undoing an attachment");
             }
+            drop(tokio::fs::remove_file(self.record_path(&pod.uid)).await);
             let message = match kept {
                 Err(error) => format!("keeping the pod's addresses: {error}"),
                 Ok(()) => "the plugins gave no address".to_owned(),
@@ -158,7 +197,7 @@ impl PodNetwork for CniNetwork {
         if let Some(port) = port {
             self.tell_paths(move |paths| paths.attach(&port)).await;
         }
-        Ok(ips)
+        Ok(record.ips)
     }
 
     async fn addresses(&self, pod: &PodAttachment) -> Option<Vec<IpAddr>> {
@@ -166,35 +205,46 @@ impl PodNetwork for CniNetwork {
     }
 
     async fn detach(&self, pod: &PodAttachment) -> Result<(), NetworkError> {
-        if let Some(port) = self.record(&pod.uid).await.and_then(|record| record.port) {
+        let record = self.record(&pod.uid).await;
+        if let Some(port) = record.as_ref().and_then(|record| record.port) {
             self.tell_paths(move |paths| paths.detach(&port)).await;
         }
-        let list = self.conflist().await?;
+        let attachment = attachment(pod)?;
+        let list = match self.list_of(record.as_ref(), &attachment.key()).await {
+            Ok(list) => list,
+            // It was not attached. What an ADD left of which there is no record is the sweep's.
+            Err(error) if record.is_none() => {
+                tracing::debug!(pod = pod.name, %error, "nothing to detach");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         // What ADD ran and was given is in the runner's cache.
-        self.runner
-            .detach(&list, &attachment(pod)?)
-            .await
-            .map_err(|error| NetworkError(chain(&error).to_string()))?;
+        let detached = self.runner.detach(&list, &attachment).await;
+        detached.map_err(|error| failed(&error))?;
         drop(tokio::fs::remove_file(self.record_path(&pod.uid)).await);
         Ok(())
     }
 
     async fn sweep(&self, uids: &(dyn Fn() -> Vec<String> + Sync)) -> Result<(), NetworkError> {
-        let list = self.conflist().await?;
         let _nothing_is_attached = self.attaching.write().await;
         let uids = uids();
+        self.keep_only(&uids).await;
         let mut ports = Vec::new();
         for uid in &uids {
             ports.extend(self.record(uid).await.and_then(|record| record.port));
         }
         self.tell_paths(move |paths| paths.sync(&ports)).await;
-        let valid = uids
-            .iter()
-            .map(|uid| key(uid))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.runner
-            .gc(&list, &valid)
-            .await
-            .map_err(|error| NetworkError(chain(&error).to_string()))
+        // A pod that cannot be named was never attached.
+        let valid: Vec<AttachmentKey> = uids.iter().filter_map(|uid| key(uid).ok()).collect();
+        // The cache is the node's own. What is in it goes also if its list is another now, or cannot be read.
+        let detached = self.runner.detach_all_but(&valid).await;
+        let list = self.conflist().await?;
+        let collected = self.runner.gc(&list, &valid).await;
+        detached.and(collected).map_err(|error| failed(&error))
     }
 }
+
+#[cfg(test)]
+#[path = "cni_tests.rs"]
+mod tests;

@@ -77,6 +77,11 @@ pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
     })
 }
 
+/// Whether it is [`plan_conflist`]'s.
+pub(super) fn is_default(list: &Conflist) -> bool {
+    list.name.as_str() == NAME
+}
+
 /// Masquerades what pods send out of the cluster, unless the directory's first list is somebody else's: that one says
 /// itself whether it wants that (`ipMasq`).
 ///
@@ -86,8 +91,7 @@ pub(crate) async fn ensure_masquerade(
     config: &NodeConfig,
     pod_cidr: IpNetwork,
 ) -> Result<(), MasqueradeError> {
-    let ours =
-        Conflist::load_dir(&config.cni_conf_dir).is_ok_and(|list| list.name.as_str() == NAME);
+    let ours = Conflist::load_dir(&config.cni_conf_dir).is_ok_and(|list| is_default(&list));
     if !ours {
         return Ok(());
     }

@@ -6,6 +6,7 @@ use skiff_cni::{
     netlink::{Netlink, NetlinkError},
 };
 
+use super::conflist::is_default;
 use crate::NodeConfig;
 
 /// Why something of the network is still there.
@@ -29,18 +30,29 @@ pub enum TeardownError {
 /// [`TeardownError`] naming the first thing that stays.
 pub async fn remove_network(config: &NodeConfig, cni: &CniRunner) -> Result<(), TeardownError> {
     let conflist = Conflist::load_dir(&config.cni_conf_dir).ok();
-    if let Some(conflist) = &conflist
-        && let Err(error) = cni.gc(conflist, &[]).await
-    {
+    let mut removed = vec![cni.detach_all_but(&[]).await];
+    if let Some(conflist) = &conflist {
+        removed.push(cni.gc(conflist, &[]).await);
+    }
+    for error in removed.into_iter().filter_map(Result::err) {
         // What it would have removed is removed below, or went with the pods' namespaces.
         tracing::debug!(%error, "CNI GC");
     }
-    config
+    let rules = config
         .node_netns
         .run_blocking(|| NodeMasquerade::remove().and(Masquerade::delete_all()))
-        .await??;
+        .await;
+    let links = remove_links(config, conflist.as_ref()).await;
+    rules??;
+    links
+}
+
+async fn remove_links(
+    config: &NodeConfig,
+    conflist: Option<&Conflist>,
+) -> Result<(), TeardownError> {
     let netlink = Netlink::open_in_node(&config.node_netns)?;
-    for bridge in conflist.iter().flat_map(bridges) {
+    for bridge in conflist.into_iter().flat_map(bridges) {
         netlink.delete_link(&bridge).await?;
     }
     for range in [Some(config.cluster_cidr), config.service_cidr]
@@ -52,11 +64,32 @@ pub async fn remove_network(config: &NodeConfig, cni: &CniRunner) -> Result<(), 
     Ok(())
 }
 
-/// Names of the bridges that a conflist's plugins make.
+/// Names of the bridges that the default list's plugins make. In a list that somebody else wrote a bridge may be the
+/// machine's own, and have its uplink: such a bridge stays, as with any runtime.
 fn bridges(conflist: &Conflist) -> Vec<String> {
     let plugins = conflist.plugins.iter();
     let bridges = plugins.filter(|plugin| plugin.plugin_type.as_str() == "bridge");
+    let bridges = bridges.filter(|_| is_default(conflist));
     bridges
         .filter_map(|plugin| plugin.raw.get("bridge")?.as_str().map(str::to_owned))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::network::plan_conflist;
+
+    #[test]
+    fn only_the_default_lists_bridge_is_removed() {
+        let default = plan_conflist("10.244.0.0/24".parse().unwrap(), Path::new("/d"));
+        let parse = |json: &serde_json::Value| Conflist::parse(json.to_string().as_bytes());
+        assert_eq!(bridges(&parse(&default).unwrap()), ["skiff0"]);
+        let mut foreign = default;
+        foreign["name"] = "lan".into();
+        foreign["plugins"][0]["bridge"] = "br0".into();
+        assert!(bridges(&parse(&foreign).unwrap()).is_empty());
+    }
 }

@@ -201,7 +201,7 @@ async fn delete_ifb(host: &Netlink, ifb: &str) -> Result<(), CniError> {
     let Some(device) = found.map_err(kernel("cannot look for links"))? else {
         return Ok(());
     };
-    let deleted = host.delete_links_grouped(&[device.index]).await;
+    let deleted = host.delete_links_grouped(&[device]).await;
     deleted.map_err(kernel(format!("cannot delete {ifb}")))
 }
 

@@ -10,7 +10,7 @@ mod links;
 
 use skiff_cni::{
     AliasSweep,
-    netlink::Netlink,
+    netlink::{Link, Netlink},
     skel::{Call, Plugin, Target},
     types::{CniError, CniResult, code},
 };
@@ -107,10 +107,9 @@ impl Plugin for Bandwidth {
                 .list_links(IFB_PREFIX)
                 .await
                 .map_err(kernel("cannot list links"))?;
-            let stale: Vec<u32> = links
-                .iter()
+            let stale: Vec<Link> = links
+                .into_iter()
                 .filter(|link| sweep.is_stale(&link.alias))
-                .map(|link| link.index)
                 .collect();
             host.delete_links_grouped(&stale)
                 .await

@@ -14,10 +14,11 @@ use super::{
     config::{Config, mac_of},
     gateway::{Gateway, check_is_bridge, find, random_mac},
     pod::Pod,
+    port::{admit_at_uplink, set_port, set_vlans},
     rules::Rules,
-    veth::{HostEnd, Pair, admit_at_uplink, set_vlans},
 };
 use crate::{
+    host_end::{HostEnd, Pair},
     ipam::{self, Ipam},
     runtime::{block_on, kernel},
 };
@@ -181,11 +182,11 @@ impl Add<'_> {
         let bridge = gateway.ensure_bridge(found.bridge).await?;
         let mac = self.pod_mac(result)?;
         let pair = Pair {
-            config: self.config,
-            target: self.target,
+            controller: Some(bridge.index),
+            ifname: &self.target.ifname,
             netns: self.netns,
-            bridge: &bridge,
             mac,
+            mtu: self.config.mtu,
         };
         let end = HostEnd::new(self.call, self.target);
         let (host_name, told) = end
@@ -198,7 +199,7 @@ impl Add<'_> {
             undo.rules
                 .check_spoofing(self.call, self.target, &host_name, &mac);
         }
-        end.set_port(&self.host, &host_name, self.config).await?;
+        set_port(&self.host, &end, &host_name, self.config).await?;
         // Its hardware address may be that of a port.
         let bridge = find(&self.host, &bridge.name).await?;
         let pod = match told {

@@ -8,14 +8,10 @@ use skiff_cni::{
 };
 use skiff_netns::NetNs;
 
-use super::{
-    config::Config,
-    pod::gateway_of,
-    spoof::SpoofCheck,
-    veth::{HostEnd, vlans_refused},
-};
+use super::{config::Config, port::vlans_refused, spoof::SpoofCheck};
 use crate::{
-    ipam::Ipam,
+    host_end::HostEnd,
+    ipam::{Ipam, gateway_of},
     runtime::{block_on, kernel},
 };
 

@@ -12,8 +12,8 @@ use skiff_netns::NetNs;
 
 use super::{
     config::Config,
+    port::{set_vlans, vlans_refused},
     sysctl,
-    veth::{set_vlans, vlans_refused},
 };
 use crate::runtime::kernel;
 

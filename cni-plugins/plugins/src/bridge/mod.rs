@@ -16,10 +16,10 @@ mod config;
 mod del;
 mod gateway;
 mod pod;
+mod port;
 mod rules;
 mod spoof;
 mod sysctl;
-mod veth;
 mod vlan;
 
 use skiff_cni::{

@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures::future::{join, join_all};
 use skiff_cni::{
     netlink::{DuplicateDetection, Link, Netlink, NetlinkError, RouteSpec},
-    types::{CniError, CniResult, IpConfig, Route, code},
+    types::{CniError, CniResult, code},
 };
 use skiff_netns::NetNs;
 
 use super::sysctl;
-use crate::runtime::kernel;
+use crate::{ipam::gateway_of, runtime::kernel};
 
 /// The neighbours are given so long to say that they have an address already.
 const DETECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,18 +113,4 @@ impl Pod<'_> {
                 Err(CniError::new(code::TRY_AGAIN, msg))
             })
     }
-}
-
-/// A route without a gateway goes through that of the container's first address of the same family, unless it is
-/// confined to the link.
-pub(super) fn gateway_of(route: &Route, ips: &[IpConfig]) -> Option<std::net::IpAddr> {
-    const SCOPE_LINK: u8 = 253;
-    if route.gw.is_none() && route.scope.is_some_and(|scope| scope >= SCOPE_LINK) {
-        return None;
-    }
-    route.gw.or_else(|| {
-        ips.iter()
-            .filter(|ip| ip.address.is_ipv4() == route.dst.is_ipv4())
-            .find_map(|ip| ip.gateway)
-    })
 }

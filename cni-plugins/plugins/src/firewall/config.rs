@@ -11,7 +11,7 @@ const DEFAULT_ZONE: &str = "trusted";
 /// iptables takes no longer name for a chain.
 const CHAIN_NAME_MAX: usize = 28;
 /// What iptables takes for a verdict, not for a chain, and the chains that are there already.
-const RESERVED: [&str; 9] = [
+const RESERVED: [&str; 11] = [
     "ACCEPT",
     "DROP",
     "QUEUE",
@@ -21,6 +21,8 @@ const RESERVED: [&str; 9] = [
     "OUTPUT",
     super::rules::FORWARD_CHAIN,
     super::rules::OWNERS_CHAIN,
+    super::rules::STAGE_1,
+    super::rules::STAGE_2,
 ];
 
 /// What lets packets through.

@@ -33,6 +33,7 @@ use self::{
     firewalld::Firewalld,
     rules::Layout,
 };
+use crate::attachment;
 
 /// The plugin.
 #[derive(Debug)]
@@ -62,6 +63,7 @@ impl Plugin for Firewall {
         let result = previous(call)?;
         let addresses = addresses(result);
         let layout = Layout::new(&config, result)?;
+        let _lock = attachment::lock("firewall", target)?;
         let firewalld = Firewalld::choose(config.backend)?;
         match &firewalld {
             None => apply::add(&layout, &addresses, call, target)?,
@@ -81,6 +83,8 @@ impl Plugin for Firewall {
         let zones = Zones::new(call)?;
         let known = call.conf.prev_result.as_ref().map(addresses);
         let known = known.unwrap_or_default();
+        // DEL does what it can, also without.
+        let _lock = attachment::lock("firewall", target).ok();
         // A firewalld that does not run has nothing of ours.
         let zone = match Firewalld::choose(zones.backend) {
             Ok(Some(firewalld)) => firewalld.remove(&zones.zone, &known),

@@ -14,8 +14,8 @@ pub(super) const TABLE: &str = "filter";
 pub(super) const FORWARD_CHAIN: &str = "CNI-FORWARD";
 /// Says whose an address is.
 pub(super) const OWNERS_CHAIN: &str = "SKIFF-FW-OWNERS";
-const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
-const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
+pub(super) const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
+pub(super) const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
 const PARENT: &str = "FORWARD";
 
 const COMMENT: &str = "-m comment --comment \"CNI firewall plugin rules\"";
@@ -264,7 +264,8 @@ fn address_of(record: &Rule) -> Option<IpAddr> {
 }
 
 /// Deletes the rules of containers: those whose records `is_doomed` finds, and of the addresses `known` those that
-/// belong to nobody else.
+/// belong to nobody else. Where addresses are known, a container's other ones stay: they may be those of another
+/// interface in the same network.
 pub(super) fn plan_delete(
     table: &Table,
     known: &[IpAddr],
@@ -276,6 +277,7 @@ pub(super) fn plan_delete(
             .comment()
             .and_then(Owner::read)
             .is_some_and(|owner| is_doomed(&owner))
+            && (known.is_empty() || address_of(record).is_some_and(|ip| known.contains(&ip)))
     };
     let (gone, kept): (Vec<&Rule>, Vec<&Rule>) = records.iter().partition(|record| doomed(record));
     let kept_addresses: Vec<IpAddr> = kept.iter().filter_map(|rule| address_of(rule)).collect();

@@ -7,16 +7,14 @@ use skiff_cni::{
     firewall::Masquerade,
     netlink::{Link, Netlink, RouteSpec},
     skel::{Call, Target},
-    types::{CniError, CniResult, Dns, Interface, IpConfig, Route, code},
+    types::{CniError, CniResult, Dns, Interface, IpConfig, code},
 };
 use skiff_netns::NetNs;
 
-use super::{
-    config::Config,
-    veth::{self, NewPair},
-};
+use super::config::Config;
 use crate::{
-    ipam::{self, Ipam},
+    host_end::{HostEnd, Pair},
+    ipam::{self, Ipam, gateway_of},
     runtime::{block_on, kernel},
 };
 
@@ -37,7 +35,7 @@ struct Add<'a> {
 #[derive(Default)]
 struct Undo {
     ipam: bool,
-    pair: Option<u32>,
+    pair: Option<String>,
     masquerade: bool,
 }
 
@@ -86,13 +84,7 @@ impl Add<'_> {
                 enable_forwarding(v4)?;
             }
         }
-        let pair = NewPair {
-            netns: self.netns,
-            mac: mac_of(&result),
-            mtu: self.config.mtu,
-        };
-        let host_end = veth::create(&self.host, self.call, self.target, &pair).await?;
-        undo.pair = Some(host_end.index);
+        let host_end = self.create_pair(mac_of(&result), undo).await?;
         // The container must not make itself the node's router.
         set_ipv6(&host_end.name, "accept_ra", "0")?;
         let pod_end = self.configure_container(&result, &gateways).await?;
@@ -110,6 +102,27 @@ impl Add<'_> {
             result.dns = self.config.dns.clone();
         }
         Ok(result)
+    }
+
+    /// Makes the pair, with the container's end born in its namespace; returns the host's end.
+    async fn create_pair(&self, mac: [u8; 6], undo: &mut Undo) -> Result<Link, CniError> {
+        let pair = Pair {
+            controller: None,
+            ifname: &self.target.ifname,
+            netns: self.netns,
+            mac,
+            mtu: self.config.mtu,
+        };
+        let end = HostEnd::new(self.call, self.target);
+        let made = |name: &str| undo.pair = Some(name.to_owned());
+        let (name, _) = end.create(&self.host, &pair, made).await?;
+        let found = self.host.find_link(&name).await;
+        let link = found
+            .map_err(kernel("cannot find the host's end"))?
+            .ok_or_else(|| CniError::new(code::KERNEL, "the host's end is gone"))?;
+        let named = self.host.set_alias(link.index, &end.alias).await;
+        named.map_err(kernel("cannot name the veth pair's owner"))?;
+        Ok(link)
     }
 
     async fn configure_container(
@@ -204,8 +217,8 @@ impl Add<'_> {
                 .delete(&[], &self.target.container_id)
                 .ok();
         }
-        if let Some(link) = undo.pair {
-            self.host.delete_links_grouped(&[link]).await.ok();
+        if let Some(name) = undo.pair {
+            self.host.delete_link(&name).await.ok();
         }
         if undo.ipam {
             ipam.del(&ipam::as_del(self.call), self.target).ok();
@@ -247,15 +260,6 @@ fn subnet_routes(ip: &IpConfig, gateway: IpAddr, link: u32) -> Vec<RouteSpec> {
     } else {
         vec![to_gateway, to_rest]
     }
-}
-
-/// A route without a gateway goes through that of the container's first address of the same family.
-pub(super) fn gateway_of(route: &Route, ips: &[IpConfig]) -> Option<IpAddr> {
-    route.gw.or_else(|| {
-        ips.iter()
-            .filter(|ip| ip.address.is_ipv4() == route.dst.is_ipv4())
-            .find_map(|ip| ip.gateway)
-    })
 }
 
 /// A hardware address that follows from the first IP address: whoever gets that again has the same, and no neighbour's

@@ -8,9 +8,9 @@ use skiff_cni::{
 };
 use skiff_netns::NetNs;
 
-use super::{add::gateway_of, config::Config};
+use super::config::Config;
 use crate::{
-    ipam::Ipam,
+    ipam::{Ipam, gateway_of},
     runtime::{block_on, kernel},
 };
 

@@ -8,14 +8,18 @@ use skiff_cni::{
     types::{CniError, code},
 };
 
-use super::{config::Removal, veth};
-use crate::{ipam::Ipam, runtime::block_on};
+use super::config::Removal;
+use crate::{
+    host_end::{delete_pair, delete_stale_pairs},
+    ipam::Ipam,
+    runtime::block_on,
+};
 
 pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
     let removal = Removal::new(call)?;
     let masquerade = masquerade(call, &removal);
     let (links, rules) = beside(
-        || block_on(veth::delete(call, target)),
+        || block_on(delete_pair(call, target)),
         || {
             let known: Vec<_> = call
                 .conf
@@ -40,7 +44,7 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     let removal = Removal::new(call)?;
     let masquerade = masquerade(call, &removal);
     let (links, rules) = beside(
-        || block_on(veth::delete_stale(call)),
+        || block_on(delete_stale_pairs(call)),
         || {
             let keys = call.conf.valid_attachments.iter().flatten();
             let valid = keys.map(|key| key.container_id.clone()).collect();

@@ -15,12 +15,13 @@ mod add;
 mod check;
 mod config;
 mod del;
-mod veth;
 
 use skiff_cni::{
     skel::{Call, Plugin, Target},
     types::{CniError, CniResult},
 };
+
+use crate::attachment;
 
 /// The plugin.
 #[derive(Debug)]
@@ -28,10 +29,13 @@ pub(crate) struct Ptp;
 
 impl Plugin for Ptp {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
+        let _lock = attachment::lock("ptp", target)?;
         add::add(call, target)
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
+        // DEL does what it can, also without.
+        let _lock = attachment::lock("ptp", target).ok();
         del::del(call, target)
     }
 

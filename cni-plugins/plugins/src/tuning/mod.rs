@@ -98,20 +98,25 @@ impl Plugin for Tuning {
             return Ok(());
         };
         // Without the namespace there is no link whose state could matter.
+        let mut restored = Ok(());
         if let Some(netns) = target
             .netns
             .as_ref()
             .and_then(|path| NetNs::open(path).ok())
         {
-            block_on(async {
+            restored = block_on(async {
                 let pod = Netlink::open_in(&netns).map_err(kernel("cannot enter CNI_NETNS"))?;
                 match find_link(&pod, target).await? {
-                    Some(link) => original.set(&pod, link.index).await,
+                    Some(link) => {
+                        original.check_fits(&link)?;
+                        original.set(&pod, link.index).await
+                    }
                     None => Ok(()),
                 }
-            })?;
+            });
         }
-        backup.remove()
+        // What the kernel refuses now it refuses again: it is told once, and does not keep the next DEL from its end.
+        backup.remove().and(restored)
     }
 
     fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {

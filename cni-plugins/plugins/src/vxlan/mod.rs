@@ -19,16 +19,21 @@ use skiff_cni::{
     types::{CniError, CniResult, code},
 };
 
+use crate::attachment;
+
 /// The plugin.
 #[derive(Debug)]
 pub(crate) struct Vxlan;
 
 impl Plugin for Vxlan {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
+        let _lock = attachment::lock("vxlan", target)?;
         attach::add(call, target)
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
+        // DEL does what it can, also without.
+        let _lock = attachment::lock("vxlan", target).ok();
         detach::del(call, target)
     }
 

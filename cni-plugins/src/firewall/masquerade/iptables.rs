@@ -209,7 +209,8 @@ fn plan_join(wanted: &[Wanted]) -> Batch {
     batch
 }
 
-/// For a pod of one subnet. Chains of several are in use or not each for itself, which takes a look.
+/// For a pod of one subnet. Chains of several are in use or not each for itself, which takes a look. So does finding a
+/// rule that is there twice, after two ADDs: the second one goes with a further DEL or GC.
 fn plan_release(wanted: &[Wanted]) -> Option<Release> {
     let (first, others) = wanted.split_first()?;
     if others.iter().any(|other| other.chain != first.chain) {

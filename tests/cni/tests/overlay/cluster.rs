@@ -85,7 +85,7 @@ impl Cluster {
         let prefix = if self.outer == Outer::V4 { 24 } else { 64 };
         host.bench.node.sh(&format!(
             "ip link add uplink type veth peer name port{number} netns {switch} &&
-             ip address add {underlay}/{prefix} dev uplink nodad && ip link set uplink up"
+             ip address add {underlay}/{prefix} dev uplink nodad && ip link set uplink addrgenmode none up"
         ));
         self.switch.sh(&format!(
             "ip link set port{number} master br0 && ip link set port{number} up"
@@ -186,11 +186,13 @@ impl Host {
              ip -4 route show dev skvx7 | sort; ip -6 route show dev skvx7 | grep via | sort")
     }
 
-    /// All routes, neighbours and forwarding entries by which packets to other nodes go, and the links.
+    /// All routes, neighbours and forwarding entries by which packets to other nodes go, and the links; but not whether
+    /// these have their carrier yet, or still.
     pub(crate) fn whole_state(&self) -> String {
         let state = self.bench.node.sh(
-            "ip -o link | sed 's/ qdisc.*//'; ip -4 route show table all; 
-             ip -6 route show table all | grep -v -e 'local fe80' -e 'anycast fe80'
+            "ip -o link | sed 's/ qdisc.*//; s/NO-CARRIER,//; s/,LOWER_UP//'
+             (ip -4 route show table all; ip -6 route show table all) | sed 's/ linkdown//' |
+                 grep -v -e 'local fe80' -e 'anycast fe80'
              ip neigh show dev skvx7; bridge fdb show dev skvx7",
         );
         format!("{state}{}", self.overlay_state())

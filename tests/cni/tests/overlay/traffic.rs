@@ -118,12 +118,14 @@ pub(crate) fn is_unreachable(from: &TestNetns, ip: &str) -> bool {
 /// Pings once.
 pub(crate) fn pings(from: &TestNetns, ip: &str) -> bool {
     let family = if ip.contains(':') { "-6" } else { "-4" };
-    from.run(|| {
+    let answered = || {
         std::process::Command::new("busybox")
-            .args(["ping", family, "-c1", "-W2", ip])
+            .args(["ping", family, "-c1", "-W1", ip])
             .output()
-    })
-    .unwrap()
-    .status
-    .success()
+            .unwrap()
+            .status
+            .success()
+    };
+    // One packet may be lost while the kernel, busy with other namespaces, has not told a link of its carrier.
+    from.run(|| (0..3).any(|_attempt| answered()))
 }

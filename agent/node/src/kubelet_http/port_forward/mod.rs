@@ -121,7 +121,8 @@ async fn write_answers(
 struct Connections {
     target: Target,
     answers: mpsc::Sender<Answer>,
-    /// From the client to a connection, by the data stream's number. Dropping one is the input's end.
+    /// From the client to a connection, by the data stream's number. Empty bytes are the input's end; dropping one ends
+    /// the connection.
     inputs: HashMap<u32, mpsc::Sender<Bytes>>,
     /// Requests of which one stream is still to come.
     halves: HashMap<String, Half>,
@@ -145,16 +146,18 @@ impl Connections {
                 self.answer(answer).await;
             }
             Frame::Data { stream, bytes, end } => {
-                if let Some(input) = self.inputs.get(&stream)
-                    && !bytes.is_empty()
-                {
-                    // A connection that has ended takes no more.
+                let Some(input) = self.inputs.get(&stream) else {
+                    return;
+                };
+                // A connection that has ended takes no more.
+                if !bytes.is_empty() {
                     input.send(bytes).await.ok();
                 }
                 if end {
-                    self.inputs.remove(&stream);
+                    input.send(Bytes::new()).await.ok();
                 }
             }
+            // The client wants nothing more of it, and kubectl then waits for the error stream's end.
             Frame::Reset { stream } => drop(self.inputs.remove(&stream)),
             Frame::Ping(id) => self.answer(Answer::Pong(id)).await,
             Frame::GoAway | Frame::Ignored => {}
@@ -252,17 +255,20 @@ async fn dial(netns: &NodeNetns, port: u16) -> io::Result<TcpStream> {
     TcpStream::from_std(stream?)
 }
 
-/// Both ways, until the server's side ends.
+/// Both ways, until the server's side ends or the client resets its stream.
 async fn copy(mut connection: TcpStream, mut input: mpsc::Receiver<Bytes>, streams: &Streams) {
     let (mut reader, mut writer) = connection.split();
     let up = async {
+        let mut open = true;
         while let Some(bytes) = input.recv().await {
-            if writer.write_all(&bytes).await.is_err() {
-                return;
+            // The server may have gone already; what it said before still counts.
+            if bytes.is_empty() {
+                writer.shutdown().await.ok();
+                open = false;
+            } else if open {
+                open = writer.write_all(&bytes).await.is_ok();
             }
         }
-        // The server may have gone already.
-        writer.shutdown().await.ok();
     };
     let down = async {
         let mut buffer = vec![0; PIECE];
@@ -273,9 +279,8 @@ async fn copy(mut connection: TcpStream, mut input: mpsc::Receiver<Bytes>, strea
             }
         }
     };
-    tokio::pin!(up, down);
     tokio::select! {
-        () = &mut down => {}
-        () = &mut up => down.await,
+        () = down => {}
+        () = up => {}
     }
 }

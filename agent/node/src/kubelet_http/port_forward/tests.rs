@@ -69,6 +69,46 @@ async fn connections_are_carried_both_ways_beside_each_other() {
     assert_eq!((&*read[&1], &*read[&5]), (&b""[..], &b""[..]));
 }
 
+/// Says something once, and never ends by itself; tells when its client is gone.
+async fn holding_server() -> (u16, tokio::sync::oneshot::Receiver<()>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (gone, left) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connection.write_all(b"hello").await.unwrap();
+        // An end of input is not the end of a connection: only writing tells.
+        connection.read_to_end(&mut Vec::new()).await.ok();
+        while connection.write_all(b".").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        gone.send(()).unwrap();
+    });
+    (port, left)
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_ends_its_connection() {
+    let (port, left) = holding_server().await;
+    let port = port.to_string();
+    let (_node, mut client) = connect_to_node().await;
+    let mut spdy = Client::new();
+    for (stream, kind) in [(1, "error"), (3, "data")] {
+        client
+            .send(&spdy.open(stream, &headers(kind, &port, "0")))
+            .await;
+    }
+    client.send(&data(3, b"", true)).await;
+    client
+        .send(b"\x80\x03\x00\x03\0\0\0\x08\0\0\0\x03\0\0\0\x05")
+        .await;
+    let read = read_streams(&mut client, &[1]).await;
+    assert_eq!(&*read[&1], b"");
+    left.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_port_where_nobody_listens_is_said_so() {
     let (_node, mut client) = connect_to_node().await;
