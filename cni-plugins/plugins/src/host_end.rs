@@ -39,34 +39,38 @@ impl HostEnd {
         }
     }
 
-    /// Finds it.
+    /// Finds it. The stranger that had an earlier name when the pair was made may have gone.
     pub(crate) async fn find(&self, host: &Netlink) -> Result<Option<Link>, NetlinkError> {
         for name in &self.names {
-            match host.find_link(name).await? {
-                Some(link) if self.is(&link) => return Ok(Some(link)),
-                Some(_stranger) => {}
-                // The next name is taken only if this one is.
-                None => break,
+            if let Some(link) = self.find_as(host, name).await? {
+                return Ok(Some(link));
             }
         }
         Ok(None)
     }
 
+    async fn find_as(&self, host: &Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let found = host.find_link(name).await?;
+        Ok(found.filter(|link| self.is(link)))
+    }
+
     /// Deletes the pair; whether there was one.
     async fn delete(&self, host: &Netlink) -> Result<bool, NetlinkError> {
-        let [name, ..] = &self.names;
-        // Not by netlink, which would wait for whatever is being deleted just now.
-        let Ok(index) = if_nametoindex(name.as_str()) else {
-            return Ok(false);
-        };
-        let deletion = host.wait_to_delete([(index, self.alias.as_str())].into_iter());
-        if deletion.has_waited() && if_nametoindex(name.as_str()) != Ok(index) {
-            return Ok(true);
+        for name in &self.names {
+            // Not by netlink, which would wait for whatever is being deleted just now.
+            let Ok(index) = if_nametoindex(name.as_str()) else {
+                continue;
+            };
+            let deletion = host.wait_to_delete([(index, self.alias.as_str())].into_iter());
+            if deletion.has_waited() && if_nametoindex(name.as_str()) != Ok(index) {
+                return Ok(true);
+            }
+            if let Some(link) = self.find_as(host, name).await? {
+                deletion.delete(&[link.index]).await?;
+                return Ok(true);
+            }
         }
-        match self.find(host).await? {
-            Some(link) => deletion.delete(&[link.index]).await.map(|()| true),
-            None => Ok(false),
-        }
+        Ok(false)
     }
 
     /// Whether a link with one of the names is this attachment's: by its alias, or, if its ADD was killed before it

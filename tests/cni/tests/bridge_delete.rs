@@ -211,6 +211,13 @@ fn a_strangers_link_of_our_name_is_left_alone() {
     bench.del(&conf, "a", &pod);
     assert_eq!(bench.veths(), [name(0)]);
 
+    // It has gone before DEL, and so has the pod's namespace.
+    bench.add(&conf, "a", &pod);
+    bench.node.sh(&format!("ip link delete {}", name(0)));
+    bench.call("DEL", &conf, "a", Path::new("")).expect_ok();
+    assert_eq!(bench.veths(), Vec::<String>::new());
+    occupy(0);
+
     // All of them taken.
     (1..4).for_each(occupy);
     let answer = bench.call("ADD", &conf, "a", pod.path());
