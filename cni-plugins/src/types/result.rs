@@ -203,7 +203,10 @@ impl CniResult {
         };
         let old = match version {
             Some(version) => version < CniVersion::V0_3_0,
-            None => object.contains_key("ip4") || object.contains_key("ip6"),
+            // Null counts as not given, as within a configuration.
+            None => ["ip4", "ip6"]
+                .iter()
+                .any(|key| object.get(*key).is_some_and(|value| !value.is_null())),
         };
         if old {
             return read::<TwoAddresses>(value)?.into_result();
@@ -399,6 +402,9 @@ mod tests {
         let result = CniResult::from_json(&json).unwrap();
         assert_eq!(result.ips[0].address, "10.0.0.2/24".parse().unwrap());
         assert_eq!(result.routes.len(), 1);
+        // Null is not given: this is one of today's.
+        let json = json!({"ip4": null, "ips": [{"address": "10.0.0.3/24"}]});
+        assert_eq!(CniResult::from_json(&json).unwrap().ips.len(), 1);
     }
 
     #[test]

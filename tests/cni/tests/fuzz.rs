@@ -1,6 +1,7 @@
 //! The fuzz targets of `tests/fuzz`, each for a bounded time, from the corpus that is kept beside them.
 //!
-//! `SKIFF_FUZZ_SECONDS` gives each more or less of it. `cargo xtask test` builds them.
+//! By default each goes the same way every time, so that a failure is the change's and not luck's. `SKIFF_FUZZ_SECONDS`
+//! gives each more or less time, and another way each time: that is how to look for more. `cargo xtask test` builds them.
 #![expect(
     clippy::unwrap_used,
     reason = "a helper that fails is a test that fails"
@@ -45,9 +46,12 @@ fn run(target: &str) {
     let found = scratch.path().join("corpus");
     fs::create_dir(&found).unwrap();
     let seconds = std::env::var("SKIFF_FUZZ_SECONDS");
+    // 0: libFuzzer takes one by chance.
+    let seed = u8::from(seconds.is_err());
     let seconds = seconds.as_deref().unwrap_or(DEFAULT_SECONDS);
     let output = Command::new(executable(target))
         .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-seed={seed}"))
         .arg(format!("-artifact_prefix={}/", scratch.path().display()))
         .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1"])
         .args([&found, &corpus])
