@@ -1,43 +1,9 @@
 //! The bridge plugin in namespaces of its own.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper that fails is a test that fails"
-)]
 
-use std::{
-    collections::HashSet,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{collections::HashSet, path::Path, thread};
 
 use serde_json::{Value, json};
-use skiff_tests_cni::{Bench, TestNetns};
-
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Connects from one namespace to another and exchanges a word; returns whom the server saw.
-fn talk(from: &TestNetns, to: &TestNetns, ip: &str) -> SocketAddr {
-    let listener = to.run(|| TcpListener::bind((ip, 0))).unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::scope(|scope| {
-        let server = scope.spawn(|| {
-            let (mut stream, peer) = listener.accept().unwrap();
-            stream.write_all(b"hello").unwrap();
-            peer
-        });
-        let mut stream = from
-            .run(|| TcpStream::connect_timeout(&address, PATIENCE))
-            .unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut word = String::new();
-        stream.read_to_string(&mut word).unwrap();
-        assert_eq!(word, "hello");
-        server.join().unwrap()
-    })
-}
+use skiff_tests_cni::{Bench, TestNetns, traffic::talk};
 
 fn nat_rules(bench: &Bench) -> String {
     bench.node.sh("iptables -w -t nat -S")

@@ -52,7 +52,8 @@ impl Scene {
     fn rules(&self) -> String {
         self.bench
             .node
-            .sh("iptables-save -t filter; ip6tables-save -t filter")
+            // Without the comments, which tell the time.
+            .sh("(iptables-save -t filter; ip6tables-save -t filter) | grep -v '^#'")
     }
 }
 

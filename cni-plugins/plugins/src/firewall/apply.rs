@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::IpAddr, thread};
 
 use skiff_cni::{
-    firewall::{Batch, Family, FirewallError, FirewallLock, Owner, Table, restore, save},
+    firewall::{Batch, Family, FirewallError, Owner, Table, change, restore, save},
     skel::{Call, Target},
     types::{CniError, ContainerId},
 };
@@ -13,24 +13,9 @@ use super::{
     rules::{Layout, TABLE, plan_delete},
 };
 
-/// So often a batch is planned anew that did not fit what somebody else had changed meanwhile.
-const ATTEMPTS: usize = 10;
-
-/// Plans with a look at the table, until the table is still the same when the plan is carried out.
+/// Plans with a look at the table.
 fn look_and_apply(family: Family, plan: impl Fn(&Table) -> Batch) -> Result<(), FirewallError> {
-    let _lock = FirewallLock::acquire()?;
-    let mut last = None;
-    for _attempt in 0..ATTEMPTS {
-        let batch = plan(&save(family, TABLE)?);
-        if batch.is_empty() {
-            return Ok(());
-        }
-        match restore(family, &batch) {
-            Err(error) if error.is_refusal() => last = Some(error),
-            applied => return applied,
-        }
-    }
-    last.map_or(Ok(()), Err)
+    change(family, TABLE, &[], plan).map(drop)
 }
 
 /// Runs `f` for the families, which have tables of their own, at once.
