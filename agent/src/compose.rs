@@ -262,7 +262,7 @@ fn start_proxy(
     let cookie = settings.node.netns.run(skiff_ebpf_loader::netns_cookie)?;
     let config = ProxyConfig {
         node_name: settings.node.name.clone(),
-        node_addresses: vec![settings.node_ip],
+        node_addresses: vec![settings.node_ip.into()],
         node_ports: NODE_PORTS,
         node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
     };

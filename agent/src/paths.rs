@@ -33,7 +33,7 @@ impl PodPaths {
         match self.paths.attach(&skiff_ebpf_loader::PodPort {
             ifindex: pod.ifindex,
             mac: pod.mac,
-            addr: pod.addr,
+            addrs: pod.addrs.clone(),
             direct: pod.direct,
         }) {
             Err(error @ DatapathError::MissingFeature { .. }) => {

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         root.join("ebpf/programs/Cargo.toml"),
         root.join("ebpf/programs/Cargo.lock"),
         root.join("ebpf/common/src"),
-        root.join("ebpf/lb/src/lib.rs"),
+        root.join("ebpf/lb/src"),
         tools.join("rust-src/VERSION"),
         tools.join("bin/bpf-linker"),
     ] {

@@ -161,7 +161,7 @@ impl SliceInfo {
     /// What is needed of `slice`; none if it belongs to no Service or has addresses of another kind.
     #[must_use]
     pub fn of(slice: &EndpointSlice, node: &str) -> Option<Self> {
-        if slice.address_type != "IPv4" {
+        if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
             return None;
         }
         let name = slice.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME)?;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     error::Error,
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::RangeInclusive,
     pin::pin,
     sync::Arc,
@@ -39,8 +39,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 pub struct ProxyConfig {
     /// The node's name: endpoints with it are local.
     pub node_name: String,
-    /// The node's addresses, on which NodePorts answer. 127.0.0.1 needs no entry.
-    pub node_addresses: Vec<Ipv4Addr>,
+    /// The node's addresses, on which NodePorts answer. Loopback addresses need no entry.
+    pub node_addresses: Vec<IpAddr>,
     /// The range of NodePorts.
     pub node_ports: RangeInclusive<u16>,
     /// [`skiff_ebpf_loader::netns_cookie`], called in the node's network namespace.

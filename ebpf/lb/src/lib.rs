@@ -6,8 +6,8 @@
 #![no_std]
 
 use skiff_ebpf_common::{
-    Affinity, AffinityKey, Backend, Config, FLOW_SECONDS, PROTO_UDP, SCOPE_ADDRESS,
-    SCOPE_NODE_PORT, SERVICE_LOCAL_ONLY, Service, ServiceKey, SetWord, Slot,
+    Addr, Affinity, AffinityKey, Backend, Config, FLOW_SECONDS, PROTO_UDP, SCOPE_ADDRESS,
+    SCOPE_NODE_PORT, Service, ServiceKey, SetWord, Slot,
 };
 
 #[cfg(test)]
@@ -34,8 +34,8 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<Backend>;
     /// The node's settings.
     fn config(&self) -> Option<Config>;
-    /// Whether the address (network byte order) is one of the node's.
-    fn is_node_address(&self, addr: u32) -> bool;
+    /// Whether the address is one of the node's.
+    fn is_node_address(&self, addr: &Addr) -> bool;
     /// The remembered backend of a client or of a socket.
     fn affinity(&self, of: Sticky, key: &AffinityKey) -> Option<Affinity>;
     /// Remembers it.
@@ -58,8 +58,8 @@ pub enum Sticky {
 /// Where a socket wants to go, and from where.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Network byte order.
-    pub addr: u32,
+    /// The address.
+    pub addr: Addr,
     /// Network byte order.
     pub port: u16,
     /// IPPROTO_*.
@@ -94,11 +94,7 @@ pub fn decide<T: Tables>(tables: &T, request: &Request) -> Verdict {
     let Some(service) = find_service(tables, request) else {
         return Verdict::Pass;
     };
-    let set = if service.flags & SERVICE_LOCAL_ONLY != 0 {
-        service.set_local
-    } else {
-        service.set
-    };
+    let set = service.inside;
     if set == 0 {
         return Verdict::Refuse;
     }
@@ -141,12 +137,11 @@ pub fn find_service<T: Tables>(tables: &T, request: &Request) -> Option<Service>
     if port < config.node_port_first || port > config.node_port_last {
         return None;
     }
-    // 127.0.0.1 means the node only in the node's own namespace: a pod's loopback is the pod's.
-    let loopback = request.addr & LOOPBACK_MASK == LOOPBACK_NET;
-    let here = if loopback {
+    // A loopback address means the node only in the node's own namespace: a pod's loopback is the pod's.
+    let here = if request.addr.is_loopback() {
         request.netns == config.node_netns
     } else {
-        tables.is_node_address(request.addr)
+        tables.is_node_address(&request.addr)
     };
     if !here {
         return None;
@@ -154,15 +149,46 @@ pub fn find_service<T: Tables>(tables: &T, request: &Request) -> Option<Service>
     consistent_service(
         tables,
         &ServiceKey {
-            addr: 0,
+            addr: request.addr.any(),
             scope: SCOPE_NODE_PORT,
             ..exact
         },
     )
 }
 
-const LOOPBACK_MASK: u32 = u32::from_ne_bytes([255, 0, 0, 0]);
-const LOOPBACK_NET: u32 = u32::from_ne_bytes([127, 0, 0, 0]);
+/// Whether a socket of the node that binds there would stand behind a Service's NodePort. The addresses of pods and
+/// Services are no addresses of the node.
+#[inline(always)]
+pub fn is_taken_by_node_port<T: Tables>(
+    tables: &T,
+    addr: &Addr,
+    port: u16,
+    proto: u8,
+    netns: u64,
+) -> bool {
+    let Some(config) = tables.config() else {
+        return false;
+    };
+    let number = u16::from_be(port);
+    if number < config.node_port_first
+        || number > config.node_port_last
+        || netns != config.node_netns
+        || !(*addr == addr.any() || tables.is_node_address(addr))
+    {
+        return false;
+    }
+    let taken = |addr| {
+        let key = ServiceKey {
+            addr,
+            port,
+            proto,
+            scope: SCOPE_NODE_PORT,
+        };
+        consistent_service(tables, &key).is_some()
+    };
+    // A socket on `::` takes IPv4 too.
+    taken(addr.any()) || (*addr == Addr::ANY_V6 && taken(Addr::ANY_V4))
+}
 
 #[inline(always)]
 fn consistent_service<T: Tables>(tables: &T, key: &ServiceKey) -> Option<Service> {

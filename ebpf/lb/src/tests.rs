@@ -14,9 +14,10 @@ use skiff_ebpf_common::PROTO_TCP;
 
 use super::*;
 
-const VIP: u32 = u32::from_ne_bytes([10, 96, 0, 80]);
-const NODE: u32 = u32::from_ne_bytes([192, 0, 2, 1]);
-const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+const VIP: Addr = Addr::v4(u32::from_ne_bytes([10, 96, 0, 80]));
+const NODE: Addr = Addr::v4(u32::from_ne_bytes([192, 0, 2, 1]));
+const NODE_V6: Addr = Addr::from_octets([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const LOOPBACK: Addr = Addr::v4(u32::from_ne_bytes([127, 0, 0, 1]));
 const NODE_NETNS: u64 = 1;
 const POD_NETNS: u64 = 77;
 
@@ -57,7 +58,7 @@ impl FakeTables {
             tables.slots[id as usize].store(word(1, id), Ordering::Release);
         }
         tables.sets[1].store(word(0, count), Ordering::Release);
-        tables.add_service(VIP, SCOPE_ADDRESS, 1, 0, 0);
+        tables.add_service(VIP, SCOPE_ADDRESS, 1, 0);
         tables
     }
 
@@ -79,7 +80,7 @@ impl FakeTables {
         address.store(u64::from(addr), Ordering::Release);
     }
 
-    fn add_service(&mut self, addr: u32, scope: u8, set: u32, affinity: u32, flags: u16) {
+    fn add_service(&mut self, addr: Addr, scope: u8, set: u32, affinity: u32) {
         let port = if scope == SCOPE_NODE_PORT {
             30_080_u16
         } else {
@@ -93,10 +94,10 @@ impl FakeTables {
         };
         let service = Service {
             key,
-            set,
-            set_local: 2,
+            inside: set,
+            outside: 0,
             affinity_seconds: affinity,
-            flags,
+            flags: 0,
             pad: 0,
         };
         self.services.insert(key, service);
@@ -125,11 +126,12 @@ impl Tables for FakeTables {
         let addr = low(address.load(Ordering::Acquire));
         let meta = meta.load(Ordering::Acquire);
         Some(Backend {
-            addr,
+            addr: Addr::v4(addr),
             port: 0,
             flags: 0,
             set: low(meta),
             generation: high(meta),
+            pad: 0,
         })
     }
 
@@ -142,8 +144,8 @@ impl Tables for FakeTables {
         })
     }
 
-    fn is_node_address(&self, addr: u32) -> bool {
-        addr == NODE
+    fn is_node_address(&self, addr: &Addr) -> bool {
+        *addr == NODE || *addr == NODE_V6
     }
 
     fn affinity(&self, of: Sticky, key: &AffinityKey) -> Option<Affinity> {
@@ -176,7 +178,7 @@ impl Tables for FakeTables {
     }
 }
 
-fn request(addr: u32, port: u16) -> Request {
+fn request(addr: Addr, port: u16) -> Request {
     Request {
         addr,
         port: port.to_be(),
@@ -188,7 +190,7 @@ fn request(addr: u32, port: u16) -> Request {
 
 fn chosen(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::To { backend, .. } => backend.addr,
+        Verdict::To { backend, .. } => backend.addr.as_v4(),
         other => panic!("{other:?}"),
     }
 }
@@ -215,7 +217,7 @@ proptest! {
         steps in prop::collection::vec(0_u64..2_000, 1..30),
     ) {
         let mut tables = FakeTables::with_backends(40);
-        tables.add_service(VIP, SCOPE_ADDRESS, 1, seconds, 0);
+        tables.add_service(VIP, SCOPE_ADDRESS, 1, seconds);
         let mut last = chosen(decide(&tables, &request(VIP, 80)));
         for step in steps {
             tables.now.fetch_add(step * u64::from(seconds) * 1_000_000, Ordering::Relaxed);
@@ -237,7 +239,7 @@ proptest! {
 #[test]
 fn affinity_is_per_client_and_per_set() {
     let mut tables = FakeTables::with_backends(40);
-    tables.add_service(VIP, SCOPE_ADDRESS, 1, 60, 0);
+    tables.add_service(VIP, SCOPE_ADDRESS, 1, 60);
     let of = |netns| {
         chosen(decide(
             &tables,
@@ -256,7 +258,7 @@ fn affinity_is_per_client_and_per_set() {
 #[test]
 fn affinity_does_not_hold_to_a_backend_that_is_used_again_for_another() {
     let mut tables = FakeTables::with_backends(1);
-    tables.add_service(VIP, SCOPE_ADDRESS, 1, 60, 0);
+    tables.add_service(VIP, SCOPE_ADDRESS, 1, 60);
     assert_eq!(chosen(decide(&tables, &request(VIP, 80))), 0);
     tables.write_backend(0, 99, 1, 2);
     tables.slots[0].store(word(2, 0), Ordering::Release);
@@ -282,8 +284,8 @@ fn datagrams_of_one_socket_are_one_flow_until_it_is_silent() {
     };
     let service = Service {
         key,
-        set: 1,
-        set_local: 0,
+        inside: 1,
+        outside: 0,
         affinity_seconds: 0,
         flags: 0,
         pad: 0,
@@ -315,10 +317,10 @@ fn datagrams_of_one_socket_are_one_flow_until_it_is_silent() {
 #[test]
 fn what_is_no_frontend_passes() {
     let mut tables = FakeTables::with_backends(1);
-    tables.add_service(0, SCOPE_NODE_PORT, 1, 0, 0);
+    tables.add_service(Addr::ANY_V4, SCOPE_NODE_PORT, 1, 0);
     let cases = [
         ("another port", request(VIP, 81)),
-        ("another address", request(VIP + 1, 80)),
+        ("another address", request(Addr::v4(VIP.as_v4() + 1), 80)),
         (
             "another protocol",
             Request {
@@ -330,7 +332,11 @@ fn what_is_no_frontend_passes() {
         ("a node port that is free", request(NODE, 30_081)),
         ("a port of the node outside the range", request(NODE, 80)),
         ("a pod's own loopback", request(LOOPBACK, 30_080)),
-        ("the key of node ports itself", request(0, 30_080)),
+        (
+            "the key of node ports itself",
+            request(Addr::ANY_V4, 30_080),
+        ),
+        ("a node port of the other family", request(NODE_V6, 30_080)),
     ];
     for (name, request) in cases {
         assert_eq!(decide(&tables, &request), Verdict::Pass, "{name}");
@@ -340,7 +346,7 @@ fn what_is_no_frontend_passes() {
 #[test]
 fn a_node_port_is_found_at_the_nodes_addresses() {
     let mut tables = FakeTables::with_backends(1);
-    tables.add_service(0, SCOPE_NODE_PORT, 1, 0, 0);
+    tables.add_service(Addr::ANY_V4, SCOPE_NODE_PORT, 1, 0);
     assert_eq!(chosen(decide(&tables, &request(NODE, 30_080))), 0);
     let on_node = Request {
         netns: NODE_NETNS,
@@ -350,31 +356,33 @@ fn a_node_port_is_found_at_the_nodes_addresses() {
 }
 
 #[test]
+fn families_do_not_share_node_ports() {
+    let mut tables = FakeTables::with_backends(1);
+    tables.add_service(Addr::ANY_V6, SCOPE_NODE_PORT, 1, 0);
+    assert_eq!(chosen(decide(&tables, &request(NODE_V6, 30_080))), 0);
+    assert_eq!(decide(&tables, &request(NODE, 30_080)), Verdict::Pass);
+}
+
+#[test]
 fn a_frontend_without_backends_refuses() {
     let mut tables = FakeTables::with_backends(3);
-    tables.add_service(VIP, SCOPE_ADDRESS, 0, 0, 0);
+    tables.add_service(VIP, SCOPE_ADDRESS, 0, 0);
     assert_eq!(
         decide(&tables, &request(VIP, 80)),
         Verdict::Refuse,
         "no set"
     );
-    tables.add_service(VIP, SCOPE_ADDRESS, 3, 0, 0);
+    tables.add_service(VIP, SCOPE_ADDRESS, 3, 0);
     assert_eq!(
         decide(&tables, &request(VIP, 80)),
         Verdict::Refuse,
         "empty set"
     );
-    tables.add_service(VIP, SCOPE_ADDRESS, 3, 60, 0);
+    tables.add_service(VIP, SCOPE_ADDRESS, 3, 60);
     assert_eq!(
         decide(&tables, &request(VIP, 80)),
         Verdict::Refuse,
         "empty set with affinity"
-    );
-    tables.add_service(VIP, SCOPE_ADDRESS, 1, 0, SERVICE_LOCAL_ONLY);
-    assert_eq!(
-        decide(&tables, &request(VIP, 80)),
-        Verdict::Refuse,
-        "no local backend"
     );
 }
 
@@ -505,7 +513,7 @@ impl Tables for Interleaved {
         self.tables.config()
     }
 
-    fn is_node_address(&self, addr: u32) -> bool {
+    fn is_node_address(&self, addr: &Addr) -> bool {
         self.tables.is_node_address(addr)
     }
 
@@ -538,7 +546,7 @@ proptest! {
         affinity in prop_oneof![Just(0_u32), Just(60)],
     ) {
         let mut tables = FakeTables::sized(4, 64, 64);
-        tables.add_service(VIP, SCOPE_ADDRESS, 1, affinity, 0);
+        tables.add_service(VIP, SCOPE_ADDRESS, 1, affinity);
         tables.seed.store(seed, Ordering::Relaxed);
         let (stores, old, now) = (VecDeque::new(), Vec::new(), Vec::new());
         let writer = Mutex::new(RoundWriter { round: 0, in_force: 0, complete: 0, stores, old, now });
@@ -557,8 +565,9 @@ proptest! {
             let after = tables.in_force();
             match verdict {
                 Verdict::To { backend, .. } => {
-                    prop_assert!((before..=after).contains(&backend.addr), "{:?}", backend);
-                    prop_assert_eq!(backend.generation, backend.addr);
+                    let round = backend.addr.as_v4();
+                    prop_assert!((before..=after).contains(&round), "{:?}", backend);
+                    prop_assert_eq!(backend.generation, round);
                 }
                 // Only if the set changed under each attempt.
                 Verdict::Inconsistent => prop_assert!(after - before >= ATTEMPTS - 1),

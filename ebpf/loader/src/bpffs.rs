@@ -4,7 +4,7 @@
 //! <bpffs_dir>/links/connect4 …            the attachments
 //! <bpffs_dir>/pods/12 …                   those at pods' links, by the number of the link
 //! <bpffs_dir>/pod_egress                  the program that they attach
-//! <bpffs_dir>/maps-<abi>-<shape>/LB4_…    the tables; another ABI or other sizes lie beside
+//! <bpffs_dir>/maps-<abi>-<shape>/LB_…    the tables; another ABI or other sizes lie beside
 //! ```
 
 use std::{

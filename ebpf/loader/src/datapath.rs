@@ -2,19 +2,19 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     ops::RangeInclusive,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{ABI_VERSION, Config, Metric, limits, maps};
+use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, limits, maps};
 
 use crate::{
     DatapathError, PodPaths, bpffs,
     programs::Programs,
     sys::{self, HashTable, PerCpuCounters},
-    tables::{DesiredTables, TableDiff, TableState, Writer, Writes},
+    tables::{DesiredTables, TableDiff, TableState, Writer, Writes, addr_of},
 };
 
 /// Where a node's datapath lives.
@@ -91,8 +91,8 @@ impl Limits {
 pub struct NodeSettings {
     /// Ports looked up as NodePorts.
     pub node_ports: RangeInclusive<u16>,
-    /// The node's addresses, on which NodePorts answer. 127.0.0.0/8 needs no entry.
-    pub addresses: Vec<Ipv4Addr>,
+    /// The node's addresses, on which NodePorts answer. Loopback addresses need no entry.
+    pub addresses: Vec<IpAddr>,
     /// [`netns_cookie`] of the node's network namespace: only there is 127.0.0.1 the node.
     pub netns_cookie: u64,
 }
@@ -135,7 +135,7 @@ pub fn netns_cookie() -> std::io::Result<u64> {
 pub struct Datapath {
     writer: Writer,
     config: HashTable<u32, Config>,
-    node_addrs: HashTable<u32, u32>,
+    node_addrs: HashTable<Addr, u32>,
     metrics: PerCpuCounters,
     bpffs_dir: PathBuf,
     maps_dir: PathBuf,
@@ -199,12 +199,8 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`] if a map cannot be written.
     pub fn set_node(&mut self, node: &NodeSettings) -> Result<(), DatapathError> {
-        let wanted: Vec<u32> = node
-            .addresses
-            .iter()
-            .map(|addr| u32::from_ne_bytes(addr.octets()))
-            .collect();
-        let have: Vec<u32> = self
+        let wanted: Vec<Addr> = node.addresses.iter().copied().map(addr_of).collect();
+        let have: Vec<Addr> = self
             .node_addrs
             .entries()?
             .into_iter()
@@ -213,7 +209,7 @@ impl Datapath {
         for addr in wanted.iter().filter(|addr| !have.contains(addr)) {
             self.node_addrs.set(*addr, 1)?;
         }
-        let gone: Vec<u32> = have
+        let gone: Vec<Addr> = have
             .into_iter()
             .filter(|addr| !wanted.contains(addr))
             .collect();

@@ -68,12 +68,6 @@ pub enum DatapathError {
         /// The set.
         set: SetId,
     },
-    /// An address of a family that is not there yet.
-    #[error("{address} is not an IPv4 address")]
-    Family {
-        /// The address.
-        address: std::net::IpAddr,
-    },
     /// A pod's link has gone, or the kernel refuses a program there.
     #[error("attaching to a pod's link")]
     PodLink(#[source] io::Error),

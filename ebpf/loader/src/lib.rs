@@ -25,7 +25,7 @@ pub use crate::{
     pods::{PodPaths, PodPort},
     programs::attached_programs,
     tables::{
-        Backend, DesiredTables, Frontend, FrontendSpec, Protocol, SetId, TableDiff, TableState,
-        Writes,
+        Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff,
+        TableState, Writes,
     },
 };

@@ -2,27 +2,28 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{MacKey, POD_DIRECT, PodSource, maps};
+use skiff_ebpf_common::{self as abi, Addr, POD_DIRECT, PodSource, maps};
 
 use crate::{
     DatapathError, bpffs,
     sys::{self, HashTable},
+    tables::addr_of,
 };
 
 /// Where a pod is joined to its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodPort {
     /// The number of the node's end of the veth pair, in the node's network namespace.
     pub ifindex: u32,
     /// The hardware address of the pod's end.
     pub mac: [u8; 6],
-    /// The pod's address.
-    pub addr: Ipv4Addr,
+    /// The pod's addresses: at most one of each family.
+    pub addrs: Vec<IpAddr>,
     /// Whether packets to and from other pods may go around the bridge. Otherwise only the source is checked.
     pub direct: bool,
 }
@@ -34,7 +35,7 @@ pub struct PodPort {
 #[derive(Debug)]
 pub struct PodPaths {
     program: OwnedFd,
-    ports: HashTable<MacKey, u32>,
+    ports: HashTable<Addr, abi::PodPort>,
     sources: HashTable<u32, PodSource>,
     dir: PathBuf,
 }
@@ -73,21 +74,35 @@ impl PodPaths {
     /// [`DatapathError::MissingFeature`] before Linux 6.6: traffic takes the bridge then. [`DatapathError`] if the link is
     /// gone or a table full.
     pub fn attach(&self, pod: &PodPort) -> Result<(), DatapathError> {
+        let addrs = || pod.addrs.iter().copied().map(addr_of);
+        let flags = if pod.direct { POD_DIRECT } else { 0 };
         let source = PodSource {
             mac: pod.mac,
-            flags: if pod.direct { POD_DIRECT } else { 0 },
-            addr: u32::from_ne_bytes(pod.addr.octets()),
+            flags,
+            v4: addrs().find(Addr::is_v4).map_or(0, |addr| addr.as_v4()),
+            v6: addrs().find(|addr| !addr.is_v4()).unwrap_or(Addr::ANY_V6),
         };
         self.sources.set(pod.ifindex, source)?;
         if let Err(error) = self.attach_program(pod.ifindex) {
             self.sources.remove(&[pod.ifindex])?;
             return Err(error);
         }
-        if !pod.direct {
-            return self.ports.remove(&[key(pod.mac)]);
-        }
+        let stale: Vec<Addr> = self.addrs_at(pod.ifindex)?;
+        let stale: Vec<Addr> = stale
+            .into_iter()
+            .filter(|have| addrs().all(|addr| addr != *have))
+            .collect();
+        self.ports.remove(&stale)?;
         // Last: now that it is watched itself.
-        self.ports.set(key(pod.mac), pod.ifindex)
+        for addr in addrs() {
+            let port = abi::PodPort {
+                ifindex: pod.ifindex,
+                mac: pod.mac,
+                flags,
+            };
+            self.ports.set(addr, port)?;
+        }
+        Ok(())
     }
 
     fn attach_program(&self, ifindex: u32) -> Result<(), DatapathError> {
@@ -107,15 +122,15 @@ impl PodPaths {
     /// # Errors
     /// [`DatapathError`] if a table cannot be written.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
-        let entries = self.ports.entries()?;
-        let keys: Vec<MacKey> = entries
-            .into_iter()
-            .filter(|(_, port)| *port == ifindex)
-            .map(|(key, _)| key)
-            .collect();
-        self.ports.remove(&keys)?;
+        self.ports.remove(&self.addrs_at(ifindex)?)?;
         bpffs::remove_link(&self.pin(ifindex))?;
         self.sources.remove(&[ifindex])
+    }
+
+    fn addrs_at(&self, ifindex: u32) -> Result<Vec<Addr>, DatapathError> {
+        let entries = self.ports.entries()?.into_iter();
+        let of_link = entries.filter(|(_, port)| port.ifindex == ifindex);
+        Ok(of_link.map(|(addr, _)| addr).collect())
     }
 
     /// Undoes it for every link but these.
@@ -128,17 +143,17 @@ impl PodPaths {
             .iter()
             .filter_map(|pin| pin.file_name()?.to_str()?.parse().ok());
         let known = self.sources.entries()?.into_iter().map(|(port, _)| port);
-        let reached = self.ports.entries()?.into_iter().map(|(_, port)| port);
+        let reached = self
+            .ports
+            .entries()?
+            .into_iter()
+            .map(|(_, port)| port.ifindex);
         let all: std::collections::BTreeSet<u32> = pinned.chain(known).chain(reached).collect();
         let gone = all.into_iter().filter(|port| !keep.contains(port));
         // All are tried; the first failure is told.
         let results: Vec<_> = gone.map(|port| self.detach(port)).collect();
         results.into_iter().collect()
     }
-}
-
-fn key(mac: [u8; 6]) -> MacKey {
-    MacKey { mac, pad: 0 }
 }
 
 fn explain(source: io::Error) -> DatapathError {

@@ -22,10 +22,13 @@ use crate::{DatapathError, Limits, sys};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skiff-programs"));
 
 /// The hooks and their numbers in `enum bpf_attach_type`.
-pub(crate) const HOOKS: [(&str, u32); 7] = [
+pub(crate) const HOOKS: [(&str, u32); 10] = [
+    ("bind4", 8),
+    ("bind6", 9),
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
+    ("sendmsg6", 15),
     ("recvmsg4", 19),
     ("recvmsg6", 20),
     ("getpeername4", 29),

@@ -1,11 +1,11 @@
-//! IPv6 sockets that connect to an IPv4 address of a Service: what Java and most servers' clients open by default.
+//! IPv6 sockets that connect: to IPv6, and to an IPv4 address, which is what Java's do by default.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
-use crate::tables::{V4Mapped, forward};
+use crate::tables::{V6, forward};
 
 /// The hook.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    forward::<V4Mapped>(&ctx, false)
+    forward::<V6>(&ctx, false)
 }

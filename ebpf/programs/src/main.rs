@@ -7,6 +7,8 @@
 #![no_std]
 #![no_main]
 
+mod bind4;
+mod bind6;
 mod connect4;
 mod connect6;
 mod getpeername4;
@@ -15,6 +17,7 @@ mod pod_egress;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;
+mod sendmsg6;
 mod tables;
 
 /// Programs cannot panic: what could is refused by the verifier.

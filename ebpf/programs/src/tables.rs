@@ -16,8 +16,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use skiff_ebpf_common::{
-    Affinity, AffinityKey, Backend, BackendSet, Config, METRICS, Metric, PROTO_TCP, PROTO_UDP,
-    RevNat, RevNatKey, Service, ServiceKey, Slot, limits,
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, METRICS, Metric, PROTO_TCP,
+    PROTO_UDP, RevNat, RevNatKey, Service, ServiceKey, Slot, limits,
 };
 use skiff_lb::{Request, Sticky, Tables, Verdict};
 
@@ -25,25 +25,23 @@ use skiff_lb::{Request, Sticky, Tables, Verdict};
 const MMAPABLE: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
 
 #[map]
-static LB4_SERVICES: HashMap<ServiceKey, Service> =
+static LB_SERVICES: HashMap<ServiceKey, Service> =
     HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
 #[map]
-static LB4_SETS: Array<BackendSet> = Array::with_max_entries(limits::SETS, MMAPABLE);
+static LB_SETS: Array<BackendSet> = Array::with_max_entries(limits::SETS, MMAPABLE);
 #[map]
-static LB4_SLOTS: Array<Slot> = Array::with_max_entries(limits::SLOTS, MMAPABLE);
+static LB_SLOTS: Array<Slot> = Array::with_max_entries(limits::SLOTS, MMAPABLE);
 #[map]
-static LB4_BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, MMAPABLE);
+static LB_BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, MMAPABLE);
 #[map]
-static LB4_REV_NAT: LruHashMap<RevNatKey, RevNat> =
-    LruHashMap::with_max_entries(limits::REV_NAT, 0);
+static LB_REV_NAT: LruHashMap<RevNatKey, RevNat> = LruHashMap::with_max_entries(limits::REV_NAT, 0);
 #[map]
-static LB4_AFFINITY: LruHashMap<AffinityKey, Affinity> =
+static LB_AFFINITY: LruHashMap<AffinityKey, Affinity> =
     LruHashMap::with_max_entries(limits::AFFINITY, 0);
 #[map]
-static LB4_FLOWS: LruHashMap<AffinityKey, Affinity> =
-    LruHashMap::with_max_entries(limits::FLOWS, 0);
+static LB_FLOWS: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(limits::FLOWS, 0);
 #[map]
-static LB4_NODE_ADDRS: HashMap<u32, u32> =
+static LB_NODE_ADDRS: HashMap<Addr, u32> =
     HashMap::with_max_entries(limits::NODE_ADDRS, BPF_F_NO_PREALLOC);
 #[map]
 static LB_CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -56,7 +54,7 @@ pub(crate) struct KernelTables;
 impl Tables for KernelTables {
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
-        let service = LB4_SERVICES.get_ptr(key)?;
+        let service = LB_SERVICES.get_ptr(key)?;
         // SAFETY: the element is the map's and stays mapped while the program runs. Its key is read after the
         // rest (both volatile, so in this order): it tells whether the element changed hands meanwhile.
         unsafe {
@@ -68,19 +66,19 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn set_word(&self, set: u32) -> Option<u64> {
-        let set = LB4_SETS.get_ptr(set)?;
+        let set = LB_SETS.get_ptr(set)?;
         // SAFETY: array elements are never freed; the word is aligned, so this is one load.
         Some(unsafe { ptr::read_volatile(&raw const (*set).word) })
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
-        LB4_SLOTS.get(index).copied()
+        LB_SLOTS.get(index).copied()
     }
 
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend> {
-        LB4_BACKENDS.get(id).copied()
+        LB_BACKENDS.get(id).copied()
     }
 
     #[inline(always)]
@@ -89,8 +87,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn is_node_address(&self, addr: u32) -> bool {
-        LB4_NODE_ADDRS.get_ptr(addr).is_some()
+    fn is_node_address(&self, addr: &Addr) -> bool {
+        LB_NODE_ADDRS.get_ptr(addr).is_some()
     }
 
     #[inline(always)]
@@ -98,8 +96,8 @@ impl Tables for KernelTables {
         // SAFETY: a copy is taken; one that is torn fails the check of generation and set.
         unsafe {
             match of {
-                Sticky::Client => LB4_AFFINITY.get(key),
-                Sticky::Socket => LB4_FLOWS.get(key),
+                Sticky::Client => LB_AFFINITY.get(key),
+                Sticky::Socket => LB_FLOWS.get(key),
             }
         }
         .copied()
@@ -108,8 +106,8 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn set_affinity(&self, of: Sticky, key: &AffinityKey, value: &Affinity) {
         let written = match of {
-            Sticky::Client => LB4_AFFINITY.insert(key, value, u64::from(BPF_ANY)),
-            Sticky::Socket => LB4_FLOWS.insert(key, value, u64::from(BPF_ANY)),
+            Sticky::Client => LB_AFFINITY.insert(key, value, u64::from(BPF_ANY)),
+            Sticky::Socket => LB_FLOWS.insert(key, value, u64::from(BPF_ANY)),
         };
         if written.is_err() {
             count(Metric::TableFull);
@@ -144,6 +142,7 @@ pub(crate) const PROCEED: i32 = 1;
 /// The call fails.
 const FAIL: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EADDRINUSE: i32 = 98;
 
 /// TCP or UDP, or nothing that we translate.
 #[inline(always)]
@@ -161,10 +160,10 @@ fn protocol(ctx: &SockAddrContext) -> Option<u8> {
 
 /// Where the hook finds the peer's address, and leaves another one. Network byte order.
 pub(crate) trait Peer {
-    /// Address and port; `None` if it is no IPv4 address.
-    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)>;
-    /// Writes what [`Peer::get`] has read.
-    fn set(ctx: &SockAddrContext, addr: u32, port: u16);
+    /// Address and port.
+    fn get(ctx: &SockAddrContext) -> (Addr, u16);
+    /// Writes what [`Peer::get`] has read, or another address of the same kind; false if the hook cannot.
+    fn set(ctx: &SockAddrContext, addr: &Addr, port: u16) -> bool;
 }
 
 /// An IPv4 socket's.
@@ -172,50 +171,61 @@ pub(crate) struct V4;
 
 impl Peer for V4 {
     #[inline(always)]
-    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)> {
+    fn get(ctx: &SockAddrContext) -> (Addr, u16) {
         // SAFETY: the context is valid while the program runs. The port is a 16-bit field shown as 32 bits.
-        Some(unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) })
+        let (addr, port) =
+            unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
+        (Addr::v4(addr), port)
     }
 
     #[inline(always)]
-    fn set(ctx: &SockAddrContext, addr: u32, port: u16) {
+    fn set(ctx: &SockAddrContext, addr: &Addr, port: u16) -> bool {
+        if !addr.is_v4() {
+            return false;
+        }
         // SAFETY: both fields may be written by all hooks of the family.
         unsafe {
-            (*ctx.sock_addr).user_ip4 = addr;
+            (*ctx.sock_addr).user_ip4 = addr.as_v4();
             (*ctx.sock_addr).user_port = u32::from(port);
         }
+        true
     }
 }
 
-/// An IPv6 socket's that talks IPv4: `::ffff:a.b.c.d`, as programs do that open one socket for both families.
-pub(crate) struct V4Mapped;
+/// An IPv6 socket's. It may well talk IPv4: `::ffff:a.b.c.d`, as programs do that open one socket for both families.
+pub(crate) struct V6;
 
-impl Peer for V4Mapped {
+impl Peer for V6 {
     #[inline(always)]
-    fn get(ctx: &SockAddrContext) -> Option<(u32, u16)> {
+    fn get(ctx: &SockAddrContext) -> (Addr, u16) {
         // SAFETY: as above. Word by word: a slice would be read with a length that the verifier does not know.
-        let (ip, port) = unsafe {
+        unsafe {
             let ip = &raw const (*ctx.sock_addr).user_ip6;
             (
-                [
+                Addr([
                     ptr::read_volatile(&raw const (*ip)[0]),
                     ptr::read_volatile(&raw const (*ip)[1]),
                     ptr::read_volatile(&raw const (*ip)[2]),
                     ptr::read_volatile(&raw const (*ip)[3]),
-                ],
+                ]),
                 (*ctx.sock_addr).user_port as u16,
             )
-        };
-        (ip[0] == 0 && ip[1] == 0 && ip[2] == 0xffff_u32.to_be()).then_some((ip[3], port))
+        }
     }
 
     #[inline(always)]
-    fn set(ctx: &SockAddrContext, addr: u32, port: u16) {
-        // SAFETY: as above.
+    fn set(ctx: &SockAddrContext, addr: &Addr, port: u16) -> bool {
+        let Addr([one, two, three, four]) = *addr;
+        // SAFETY: as above, and again word by word.
         unsafe {
-            (*ctx.sock_addr).user_ip6[3] = addr;
+            let ip = &raw mut (*ctx.sock_addr).user_ip6;
+            ptr::write_volatile(&raw mut (*ip)[0], one);
+            ptr::write_volatile(&raw mut (*ip)[1], two);
+            ptr::write_volatile(&raw mut (*ip)[2], three);
+            ptr::write_volatile(&raw mut (*ip)[3], four);
             (*ctx.sock_addr).user_port = u32::from(port);
         }
+        true
     }
 }
 
@@ -225,9 +235,7 @@ pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 
     let Some(proto) = protocol(ctx) else {
         return PROCEED;
     };
-    let Some((addr, port)) = P::get(ctx) else {
-        return PROCEED;
-    };
+    let (addr, port) = P::get(ctx);
     // SAFETY: the context is valid while the program runs.
     let (netns, cookie) = unsafe {
         (
@@ -257,10 +265,12 @@ pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 
                 cookie,
                 addr: backend.addr,
                 port: backend.port,
-                pad: 0,
+                pad: [0; 3],
             };
+            if !P::set(ctx, &backend.addr, backend.port) {
+                return refuse(Metric::Inconsistent);
+            }
             remember_service(&key, &RevNat { addr, port, pad: 0 }, unconnected);
-            P::set(ctx, backend.addr, backend.port);
             count(if unconnected {
                 Metric::Datagrams
             } else {
@@ -280,15 +290,12 @@ pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 
 fn remember_service(key: &RevNatKey, service: &RevNat, mostly_known: bool) {
     if mostly_known {
         // SAFETY: a copy is taken at once.
-        let known = unsafe { LB4_REV_NAT.get(key) }.copied();
+        let known = unsafe { LB_REV_NAT.get(key) }.copied();
         if known == Some(*service) {
             return;
         }
     }
-    if LB4_REV_NAT
-        .insert(key, service, u64::from(BPF_ANY))
-        .is_err()
-    {
+    if LB_REV_NAT.insert(key, service, u64::from(BPF_ANY)).is_err() {
         count(Metric::TableFull);
     }
 }
@@ -299,26 +306,42 @@ pub(crate) fn reverse<P: Peer>(ctx: &SockAddrContext, metric: Metric) -> i32 {
     if protocol(ctx).is_none() {
         return PROCEED;
     }
-    let Some((addr, port)) = P::get(ctx) else {
-        return PROCEED;
-    };
+    let (addr, port) = P::get(ctx);
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: a copy is taken at once.
     let known = unsafe {
-        LB4_REV_NAT.get(RevNatKey {
+        LB_REV_NAT.get(RevNatKey {
             cookie,
             addr,
             port,
-            pad: 0,
+            pad: [0; 3],
         })
     }
     .copied();
-    if let Some(service) = known {
-        P::set(ctx, service.addr, service.port);
+    if let Some(service) = known
+        && P::set(ctx, &service.addr, service.port)
+    {
         count(metric);
     }
     PROCEED
+}
+
+/// Keeps sockets of the node off NodePorts, as long as a Service has them.
+#[inline(always)]
+pub(crate) fn guard_node_port<P: Peer>(ctx: &SockAddrContext) -> i32 {
+    let Some(proto) = protocol(ctx) else {
+        return PROCEED;
+    };
+    let (addr, port) = P::get(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if !skiff_lb::is_taken_by_node_port(&KernelTables, &addr, port, proto, netns) {
+        return PROCEED;
+    }
+    // SAFETY: bind may set the value that the call returns (5.18 and newer).
+    unsafe { bpf_set_retval(-EADDRINUSE) };
+    FAIL
 }
 
 #[inline(always)]

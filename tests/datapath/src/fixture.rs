@@ -40,9 +40,8 @@ pub fn udp(addr: SocketAddrV4) -> Frontend {
 #[must_use]
 pub fn spec(set: SetId) -> FrontendSpec {
     FrontendSpec {
-        set,
-        local_set: None,
-        local_only: false,
+        inside: set,
+        outside: None,
         affinity_seconds: 0,
     }
 }

@@ -125,7 +125,7 @@ impl TestNode {
         let netns_cookie = NetNs::open(&self.netns)?.run(netns_cookie)??;
         Ok(NodeSettings {
             node_ports: 30_000..=32_767,
-            addresses: vec![NODE],
+            addresses: vec![NODE.into()],
             netns_cookie,
         })
     }

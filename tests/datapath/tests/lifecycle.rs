@@ -17,6 +17,8 @@ use skiff_tests_datapath::{
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
+/// How many programs there are at a node's cgroup.
+const HOOKS: usize = 10;
 
 /// The set swings between two halves that have nothing in common, thousands of times, while clients connect: none
 /// fails, and none reaches an address that was in neither.
@@ -102,7 +104,7 @@ fn services_go_on_when_the_daemon_is_gone_and_are_adopted_as_they_are() -> Resul
     assert_eq!(diff, TableDiff::default());
     again.apply(&diff)?;
     assert_eq!(again.writes().total(), 0);
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), HOOKS);
 
     // What it read back is what it goes on from.
     program(&mut again, &tables(1))?;
@@ -165,7 +167,7 @@ fn tables_of_other_sizes_are_built_beside_and_swapped_when_they_are_filled() -> 
         .flatten()
         .filter(|entry| entry.path().is_dir());
     assert_eq!(folders.count(), 2, "links and one folder of maps");
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), HOOKS);
     Ok(())
 }
 
@@ -174,7 +176,7 @@ fn teardown_leaves_nothing_even_while_a_daemon_holds_everything_open() -> Result
     let node = TestNode::new(PROGRAM)?;
     let mut datapath = node.open()?;
     program(&mut datapath, &tables(2))?;
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), HOOKS);
     assert!(fs::read_to_string("/proc/self/mountinfo")?.contains(&*node.bpffs.to_string_lossy()));
     teardown(&node.bpffs)?;
     assert_eq!(attached_programs(&node.cgroup)?, Vec::<u32>::new());
@@ -194,9 +196,9 @@ fn programs_of_others_at_the_same_cgroup_stay() -> Result<()> {
     };
     let _other = Datapath::open(&other)?;
     drop(node.open()?);
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 14);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), 2 * HOOKS);
     teardown(&node.bpffs)?;
-    assert_eq!(attached_programs(&node.cgroup)?.len(), 7);
+    assert_eq!(attached_programs(&node.cgroup)?.len(), HOOKS);
     teardown(&other.bpffs_dir)?;
     assert_eq!(attached_programs(&node.cgroup)?.len(), 0);
     Ok(())
@@ -231,7 +233,7 @@ fn a_full_table_is_an_error_and_the_rest_stays_as_it_was() -> Result<()> {
     program(&mut datapath, &tables(3))?;
     let error = program(&mut datapath, &tables(4)).unwrap_err();
     assert!(
-        format!("{error}").contains("LB4_BACKENDS is full: 3"),
+        format!("{error}").contains("LB_BACKENDS is full: 3"),
         "{error}"
     );
     assert!(datapath.diff(&tables(3)).is_empty());
@@ -240,7 +242,7 @@ fn a_full_table_is_an_error_and_the_rest_stays_as_it_was() -> Result<()> {
         .insert(tcp(std::net::SocketAddrV4::new(PODS[0], 1)), spec(web()));
     let error = program(&mut datapath, &more).unwrap_err();
     assert!(
-        format!("{error}").contains("LB4_SERVICES is full: 4"),
+        format!("{error}").contains("LB_SERVICES is full: 4"),
         "{error}"
     );
     let _servers = servers(&node)?;

@@ -1,7 +1,7 @@
 //! The way from pod to pod.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -19,6 +19,7 @@ const PORT: u16 = 8080;
 
 /// A pod at the node's bridge.
 struct Pod {
+    addr: Ipv4Addr,
     netns: PathBuf,
     port: PodPort,
 }
@@ -30,11 +31,12 @@ impl Pod {
         let addr = Ipv4Addr::new(10, 77, 0, number);
         let mac = [0x0a, 0x58, 10, 77, 0, number];
         let pod = Self {
+            addr,
             netns,
             port: PodPort {
                 ifindex: u32::from(number) + 100,
                 mac,
-                addr,
+                addrs: vec![addr.into(), addr_v6(number)],
                 direct: true,
             },
         };
@@ -62,8 +64,8 @@ impl Pod {
     fn serve(&self) -> Result<Probe> {
         let mut probe = self.probe()?;
         probe.tell(&Say::TcpServe {
-            addr: (self.port.addr, PORT).into(),
-            name: self.port.addr.to_string(),
+            addr: (self.addr, PORT).into(),
+            name: self.addr.to_string(),
         })?;
         Ok(probe)
     }
@@ -86,6 +88,10 @@ impl Drop for Pod {
     }
 }
 
+fn addr_v6(number: u8) -> IpAddr {
+    IpAddr::from([0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(number)])
+}
+
 fn node() -> Result<(TestNode, Pod, Pod)> {
     let node = TestNode::new(PROGRAM)?;
     ip(&node.netns, &["link", "add", "br0", "up", "type", "bridge"])?;
@@ -106,7 +112,7 @@ fn attach(node: &TestNode, paths: &PodPaths, pods: &[&Pod]) -> Result<()> {
 }
 
 fn ask(client: &mut Probe, pod: &Pod, times: u32) -> Result<Answer> {
-    let addr = SocketAddrV4::new(pod.port.addr, PORT).into();
+    let addr = SocketAddrV4::new(pod.addr, PORT).into();
     client.tell(&Say::Tcp { addr, times })
 }
 
@@ -156,16 +162,16 @@ fn a_source_that_is_not_the_pods_is_dropped() -> Result<()> {
         };
         ip(&one.netns, &words)?;
     }
-    assert!(one.pings("10.77.0.99", two.port.addr)?, "before");
+    assert!(one.pings("10.77.0.99", two.addr)?, "before");
     attach(&node, &datapath.pods()?, &[&one, &two])?;
-    assert!(!one.pings("10.77.0.99", two.port.addr)?);
+    assert!(!one.pings("10.77.0.99", two.addr)?);
     assert!(datapath.counters()?.pod_spoofed >= 1);
-    assert!(one.pings("10.77.0.2", two.port.addr)?);
+    assert!(one.pings("10.77.0.2", two.addr)?);
     // Nor under another hardware address.
     let spoofed = datapath.counters()?.pod_spoofed;
     let change = ["link", "set", "eth0", "address", "0a:58:0a:4d:00:63"];
     ip(&one.netns, &change)?;
-    assert!(!one.pings("10.77.0.2", two.port.addr)?);
+    assert!(!one.pings("10.77.0.2", two.addr)?);
     assert!(datapath.counters()?.pod_spoofed > spoofed);
     Ok(())
 }
@@ -180,13 +186,13 @@ fn a_pod_that_is_left_to_the_bridge_is_still_watched() -> Result<()> {
     one.port.direct = false;
     attach(&node, &paths, &[&one])?;
     let before = direct(&datapath)?;
-    assert!(one.pings("eth0", two.port.addr)?);
+    assert!(one.pings("eth0", two.addr)?);
     assert_eq!(direct(&datapath)?, before, "neither to it nor from it");
     ip(
         &one.netns,
         &["address", "add", "10.77.0.99/24", "dev", "eth0"],
     )?;
-    assert!(!one.pings("10.77.0.99", two.port.addr)?);
+    assert!(!one.pings("10.77.0.99", two.addr)?);
     assert!(datapath.counters()?.pod_spoofed >= 1);
     Ok(())
 }
@@ -227,7 +233,7 @@ fn other_frames_take_the_bridge_as_ever() -> Result<()> {
     attach(&node, &datapath.pods()?, &[&one, &two])?;
     // IPv6, with its multicast for neighbours, both by the bridge and directly.
     for pod in [&one, &two] {
-        let addr = format!("fd00:77::{}/64", pod.port.addr.octets()[3]);
+        let addr = format!("fd00:77::{}/64", pod.addr.octets()[3]);
         ip(
             &pod.netns,
             &["address", "add", &addr, "dev", "eth0", "nodad"],
@@ -242,7 +248,7 @@ fn other_frames_take_the_bridge_as_ever() -> Result<()> {
     assert!(status.success());
     // The echo and its answer.
     assert!(direct(&datapath)? >= 2);
-    assert!(one.pings("eth0", two.port.addr)?);
+    assert!(one.pings("eth0", two.addr)?);
     assert!(direct(&datapath)? >= 4);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use skiff_ebpf_loader::{Backend, Frontend, FrontendSpec, Protocol, SetId};
+use skiff_ebpf_loader::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId};
 use skiff_tests_datapath::{
     EMPTY, NODE, PODS, TARGET, TestNode, VIP, pod_names, program,
     protocol::{Answer, Command},
@@ -273,6 +273,7 @@ fn a_node_port_answers_on_the_nodes_address_and_on_its_loopback() -> Result<()> 
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         wanted.frontends.insert(
             Frontend::NodePort {
+                family: IpFamily::V4,
                 port: 30_080,
                 protocol,
             },
@@ -404,7 +405,7 @@ fn session_affinity_ends_after_its_timeout() -> Result<()> {
 }
 
 #[test]
-fn local_only_uses_the_backends_of_this_node() -> Result<()> {
+fn each_frontend_uses_its_own_set() -> Result<()> {
     let node = TestNode::new(PROGRAM)?;
     let mut datapath = node.open()?;
     let local = SetId::of(&["test", "web", "http", "local"]);
@@ -417,8 +418,7 @@ fn local_only_uses_the_backends_of_this_node() -> Result<()> {
         }],
     );
     let strict = FrontendSpec {
-        local_set: Some(local),
-        local_only: true,
+        inside: local,
         ..spec(web())
     };
     wanted.frontends.insert(tcp(VIP), strict);

@@ -179,7 +179,7 @@ impl PodNetwork for CniNetwork {
         let record = Record {
             network: list.name.clone(),
             ips: result.container_ips().map(|ip| ip.address.ip()).collect(),
-            port,
+            port: port.clone(),
         };
         let kept = self.keep(&pod.uid, &record).await;
         if record.ips.is_empty() || kept.is_err() {
@@ -206,7 +206,7 @@ impl PodNetwork for CniNetwork {
 
     async fn detach(&self, pod: &PodAttachment) -> Result<(), NetworkError> {
         let record = self.record(&pod.uid).await;
-        if let Some(port) = record.as_ref().and_then(|record| record.port) {
+        if let Some(port) = record.as_ref().and_then(|record| record.port.clone()) {
             self.tell_paths(move |paths| paths.detach(&port)).await;
         }
         let attachment = attachment(pod)?;

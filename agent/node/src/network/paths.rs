@@ -1,7 +1,7 @@
 //! Shorter ways between the pods of a node than the bridge.
 
 use std::error::Error;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use skiff_cni::libcni::Conflist;
@@ -10,14 +10,14 @@ use skiff_cni::types::CniResult;
 use skiff_netns::NodeNetns;
 
 /// Where a pod is joined to its node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodPort {
     /// The number of the node's end of the veth pair, in the node's network namespace.
     pub ifindex: u32,
     /// The hardware address of the pod's end.
     pub mac: [u8; 6],
-    /// The pod's address.
-    pub addr: Ipv4Addr,
+    /// The pod's addresses: at most one of each family.
+    pub addrs: Vec<IpAddr>,
     /// Whether packets to and from other pods may go around the bridge.
     #[serde(default)]
     pub direct: bool,
@@ -44,20 +44,20 @@ pub trait PodPaths: Send + Sync + 'static {
     fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// The port of a pod that the list's plugins have joined by a veth pair; `None` if it is joined in another way, or has not
-/// just one IPv4 address.
+/// The port of a pod that the list's plugins have joined by a veth pair; `None` if it is joined in another way, or has
+/// more than one address of a family.
 pub(super) async fn find_port(
     netns: &NodeNetns,
     list: &Conflist,
     result: &CniResult,
 ) -> Option<PodPort> {
-    let (host, mac, addr) = plan_port(result)?;
+    let (host, mac, addrs) = plan_port(result)?;
     let netlink = Netlink::open_in_node(netns).ok()?;
     let link = netlink.find_link(&host).await.ok()??;
     (link.kind == "veth").then_some(PodPort {
         ifindex: link.index,
         mac,
-        addr,
+        addrs,
         direct: may_bypass_bridge(list),
     })
 }
@@ -75,14 +75,12 @@ fn may_bypass_bridge(list: &Conflist) -> bool {
 }
 
 /// The name of the node's link, and the pod's addresses.
-fn plan_port(result: &CniResult) -> Option<(String, [u8; 6], Ipv4Addr)> {
-    let mut addrs = result
-        .container_ips()
-        .filter_map(|ip| match ip.address.ip() {
-            IpAddr::V4(addr) => Some(addr),
-            IpAddr::V6(_) => None,
-        });
-    let addr = addrs.next().filter(|_| addrs.next().is_none())?;
+fn plan_port(result: &CniResult) -> Option<(String, [u8; 6], Vec<IpAddr>)> {
+    let addrs: Vec<IpAddr> = result.container_ips().map(|ip| ip.address.ip()).collect();
+    let v4 = addrs.iter().filter(|addr| addr.is_ipv4()).count();
+    if addrs.is_empty() || v4 > 1 || addrs.len() - v4 > 1 {
+        return None;
+    }
     let pod = result
         .interfaces
         .iter()
@@ -94,7 +92,7 @@ fn plan_port(result: &CniResult) -> Option<(String, [u8; 6], Ipv4Addr)> {
     }
     // Plugins name the bridge first, then its port; `ptp` has no bridge.
     let host = result.interfaces.iter().rfind(|i| i.sandbox.is_empty())?;
-    Some((host.name.clone(), mac, addr))
+    Some((host.name.clone(), mac, addrs))
 }
 
 #[cfg(test)]
@@ -103,7 +101,10 @@ mod tests {
 
     use super::*;
 
-    fn port(interfaces: &serde_json::Value, address: &str) -> Option<(String, [u8; 6], Ipv4Addr)> {
+    fn port(
+        interfaces: &serde_json::Value,
+        address: &str,
+    ) -> Option<(String, [u8; 6], Vec<IpAddr>)> {
         let last = interfaces.as_array().unwrap().len() - 1;
         let ips = address
             .split(' ')
@@ -128,10 +129,11 @@ mod tests {
             Some((
                 "veth1".to_owned(),
                 [0x0a, 0x58, 10, 244, 0, 2],
-                Ipv4Addr::new(10, 244, 0, 2)
+                vec!["10.244.0.2".parse().unwrap()]
             ))
         );
-        assert_eq!(port(&bridge, "fd00::2/64"), None);
+        let both = port(&bridge, "10.244.0.2/24 fd00::2/64").unwrap().2;
+        assert_eq!(both.len(), 2);
         assert_eq!(port(&bridge, "10.244.0.2/24 10.244.0.3/24"), None);
         let macvlan = json!([{"name": "eth0", "mac": "0a:58:0a:f4:00:02", "sandbox": "/n"}]);
         assert_eq!(port(&macvlan, "10.244.0.2/24"), None);

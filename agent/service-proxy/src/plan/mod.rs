@@ -1,8 +1,10 @@
 //! What one Service needs in the tables. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use skiff_ebpf_loader::{Backend, DesiredTables, Frontend, FrontendSpec, Protocol, SetId};
+use skiff_ebpf_loader::{
+    Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId,
+};
 
 use crate::{
     objects::{EndpointInfo, PortInfo, ServiceInfo, ServiceName, SliceInfo},
@@ -39,43 +41,71 @@ fn plan_port<'a>(
     slices: impl Iterator<Item = &'a SliceInfo>,
 ) {
     let endpoints = endpoints_of(service, port, slices);
-    let set = set_id(name, port, "cluster");
-    plan.sets.push((set, usable(endpoints.iter())));
+    for family in [IpFamily::V4, IpFamily::V6] {
+        if service
+            .cluster_ips
+            .iter()
+            .any(|ip| IpFamily::of(*ip) == family)
+        {
+            let endpoints = endpoints
+                .iter()
+                .filter(|(_, e)| IpFamily::of(e.addr) == family);
+            plan_family(plan, name, service, port, (family, endpoints));
+        }
+    }
+}
+
+/// The sets and frontends of a port for one family of addresses. A Service is of a family if it has such a ClusterIP.
+fn plan_family<'a>(
+    plan: &mut ServicePlan,
+    name: &ServiceName,
+    service: &ServiceInfo,
+    port: &PortInfo,
+    (family, endpoints): (
+        IpFamily,
+        impl Iterator<Item = &'a (u16, EndpointInfo)> + Clone,
+    ),
+) {
+    let set = set_id(name, port, family, "cluster");
+    plan.sets.push((set, usable(endpoints.clone())));
     let local_set = (service.internal_local || service.external_local).then(|| {
-        let local = set_id(name, port, "local");
+        let local = set_id(name, port, family, "local");
         plan.sets
-            .push((local, usable(endpoints.iter().filter(|(_, e)| e.local))));
+            .push((local, usable(endpoints.filter(|(_, e)| e.local))));
         local
     });
-    let spec = |local_set, local_only| FrontendSpec {
-        set,
-        local_set,
-        local_only,
+    let spec = |inside, outside| FrontendSpec {
+        inside,
+        outside,
         affinity_seconds: service.affinity_seconds,
     };
     let internal = spec(
-        local_set.filter(|_| service.internal_local),
-        service.internal_local,
+        local_set.filter(|_| service.internal_local).unwrap_or(set),
+        None,
     );
     // Clients in the cluster reach external addresses by all backends, as with upstream's proxy:
-    // `externalTrafficPolicy: Local` is about clients outside, whose path uses the local set.
-    let external = spec(local_set.filter(|_| service.external_local), false);
+    // `externalTrafficPolicy: Local` is about clients outside.
+    let external = spec(
+        set,
+        Some(local_set.filter(|_| service.external_local).unwrap_or(set)),
+    );
     let protocol = port.protocol;
     let at = |addr| Frontend::Address {
         addr,
         port: port.port,
         protocol,
     };
-    let v4 = |addr: &&std::net::IpAddr| addr.is_ipv4();
-    for addr in service.cluster_ips.iter().filter(v4) {
+    let of_family = |addr: &&IpAddr| IpFamily::of(**addr) == family;
+    for addr in service.cluster_ips.iter().filter(of_family) {
         plan.frontends.push((at(*addr), internal));
     }
-    for addr in service.external_ips.iter().filter(v4) {
+    for addr in service.external_ips.iter().filter(of_family) {
         plan.frontends.push((at(*addr), external));
     }
     if let Some(node_port) = port.node_port {
         plan.frontends.push((
             Frontend::NodePort {
+                family,
                 port: node_port,
                 protocol,
             },
@@ -84,12 +114,23 @@ fn plan_port<'a>(
     }
 }
 
-fn set_id(name: &ServiceName, port: &PortInfo, scope: &str) -> SetId {
+fn set_id(name: &ServiceName, port: &PortInfo, family: IpFamily, scope: &str) -> SetId {
     let protocol = match port.protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
     };
-    SetId::of(&[&name.namespace, &name.name, &port.name, protocol, scope])
+    let family = match family {
+        IpFamily::V4 => "IPv4",
+        IpFamily::V6 => "IPv6",
+    };
+    SetId::of(&[
+        &name.namespace,
+        &name.name,
+        &port.name,
+        protocol,
+        family,
+        scope,
+    ])
 }
 
 /// The endpoints of one port, each once: an endpoint may be in two slices while it moves from one to the other.

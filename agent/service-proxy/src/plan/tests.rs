@@ -180,7 +180,9 @@ fn a_load_balancer_has_all_kinds_of_frontends() {
         "10.96.0.5:80/Tcp",
         "198.51.100.1:80/Tcp",
         "203.0.113.7:80/Tcp",
-        "node:30080/Tcp",
+        "[fd00::5]:80/Tcp",
+        "node-V4:30080/Tcp",
+        "node-V6:30080/Tcp",
     ]);
     assert_eq!(frontends(&plan(&spec, &[])), expected);
 }
@@ -201,23 +203,16 @@ fn traffic_policies_choose_the_set() {
     let [(_, internal), (_, external)] = both.frontends[..] else {
         panic!("{both:?}")
     };
-    assert_eq!(
-        (internal.set, internal.local_set, internal.local_only),
-        (cluster, Some(local), true)
-    );
-    assert_eq!(
-        (external.local_set, external.local_only),
-        (Some(local), false)
-    );
+    assert_eq!((internal.inside, internal.outside), (local, None));
+    assert_eq!((external.inside, external.outside), (cluster, Some(local)));
     spec["internalTrafficPolicy"] = json!("Cluster");
     spec["externalTrafficPolicy"] = json!("Cluster");
     let neither = plan(&spec, &slices);
     assert_eq!(neither.sets.len(), 1);
     assert!(
-        neither
-            .frontends
-            .iter()
-            .all(|(_, spec)| spec.local_set.is_none() && !spec.local_only)
+        neither.frontends.iter().all(
+            |(_, spec)| spec.inside == cluster && spec.outside.is_none_or(|set| set == cluster)
+        )
     );
 }
 

@@ -32,7 +32,7 @@ fn apply(tables: &mut DesiredTables, diff: &TableDiff) {
     tables.sets.extend(diff.publish.iter().cloned());
     for (frontend, spec) in &diff.upsert {
         assert!(
-            tables.sets.contains_key(&spec.set),
+            tables.sets.contains_key(&spec.inside),
             "{frontend} refers to nothing"
         );
         tables.frontends.insert(*frontend, *spec);
@@ -49,7 +49,7 @@ fn apply(tables: &mut DesiredTables, diff: &TableDiff) {
             tables
                 .frontends
                 .values()
-                .all(|spec| spec.set != *id && spec.local_set != Some(*id))
+                .all(|spec| spec.inside != *id && spec.outside != Some(*id))
         );
     }
 }

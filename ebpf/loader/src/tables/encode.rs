@@ -1,11 +1,30 @@
 //! The user side's values as they lie in the maps, and back.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use skiff_ebpf_common as abi;
 
-use super::{Backend, Frontend, FrontendSpec, Protocol, SetId, v4};
-use crate::DatapathError;
+use super::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId};
+
+/// As the tables have it.
+pub(crate) fn addr_of(addr: IpAddr) -> abi::Addr {
+    match addr {
+        IpAddr::V4(addr) => abi::Addr::v4(u32::from_ne_bytes(addr.octets())),
+        IpAddr::V6(addr) => abi::Addr::from_octets(addr.octets()),
+    }
+}
+
+/// The same backwards.
+pub(crate) fn ip_of(addr: abi::Addr) -> IpAddr {
+    if addr.is_v4() {
+        IpAddr::from(addr.as_v4().to_ne_bytes())
+    } else {
+        IpAddr::V6(Ipv6Addr::from(addr.octets()))
+    }
+}
 
 fn proto_of(protocol: Protocol) -> u8 {
     match protocol {
@@ -14,25 +33,32 @@ fn proto_of(protocol: Protocol) -> u8 {
     }
 }
 
-pub(super) fn key_of(frontend: &Frontend) -> Result<abi::ServiceKey, DatapathError> {
-    Ok(match *frontend {
+pub(super) fn key_of(frontend: &Frontend) -> abi::ServiceKey {
+    match *frontend {
         Frontend::Address {
             addr,
             port,
             protocol,
         } => abi::ServiceKey {
-            addr: u32::from_ne_bytes(v4(addr)?.octets()),
+            addr: addr_of(addr),
             port: port.to_be(),
             proto: proto_of(protocol),
             scope: abi::SCOPE_ADDRESS,
         },
-        Frontend::NodePort { port, protocol } => abi::ServiceKey {
-            addr: 0,
+        Frontend::NodePort {
+            family,
+            port,
+            protocol,
+        } => abi::ServiceKey {
+            addr: match family {
+                IpFamily::V4 => abi::Addr::ANY_V4,
+                IpFamily::V6 => abi::Addr::ANY_V6,
+            },
             port: port.to_be(),
             proto: proto_of(protocol),
             scope: abi::SCOPE_NODE_PORT,
         },
-    })
+    }
 }
 
 pub(super) fn frontend_of(key: &abi::ServiceKey) -> Frontend {
@@ -43,10 +69,18 @@ pub(super) fn frontend_of(key: &abi::ServiceKey) -> Frontend {
     };
     let port = u16::from_be(key.port);
     if key.scope == abi::SCOPE_NODE_PORT {
-        Frontend::NodePort { port, protocol }
+        Frontend::NodePort {
+            family: if key.addr.is_v4() {
+                IpFamily::V4
+            } else {
+                IpFamily::V6
+            },
+            port,
+            protocol,
+        }
     } else {
         Frontend::Address {
-            addr: IpAddr::from(key.addr.to_ne_bytes()),
+            addr: ip_of(key.addr),
             port,
             protocol,
         }
@@ -57,39 +91,35 @@ pub(super) fn spec_of(
     service: &abi::Service,
     owners: &HashMap<u32, SetId>,
 ) -> Option<FrontendSpec> {
-    let local_set = match service.set_local {
+    let outside = match service.outside {
         0 => None,
         index => Some(*owners.get(&index)?),
     };
     Some(FrontendSpec {
-        set: *owners.get(&service.set)?,
-        local_set,
-        local_only: service.flags & abi::SERVICE_LOCAL_ONLY != 0,
+        inside: *owners.get(&service.inside)?,
+        outside,
         affinity_seconds: service.affinity_seconds,
     })
 }
 
 pub(super) fn backend_of(found: &abi::Backend) -> Backend {
     Backend {
-        addr: IpAddr::from(found.addr.to_ne_bytes()),
+        addr: ip_of(found.addr),
         port: u16::from_be(found.port),
         local: found.flags & abi::BACKEND_LOCAL != 0,
         terminating: found.flags & abi::BACKEND_TERMINATING != 0,
     }
 }
 
-pub(super) fn value_of(
-    backend: &Backend,
-    set: u32,
-    generation: u32,
-) -> Result<abi::Backend, DatapathError> {
+pub(super) fn value_of(backend: &Backend, set: u32, generation: u32) -> abi::Backend {
     let flag = |on: bool, bit: u16| if on { bit } else { 0 };
-    Ok(abi::Backend {
-        addr: u32::from_ne_bytes(v4(backend.addr)?.octets()),
+    abi::Backend {
+        addr: addr_of(backend.addr),
         port: backend.port.to_be(),
         flags: flag(backend.local, abi::BACKEND_LOCAL)
             | flag(backend.terminating, abi::BACKEND_TERMINATING),
         set,
         generation,
-    })
+        pad: 0,
+    }
 }

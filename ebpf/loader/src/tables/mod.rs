@@ -7,9 +7,10 @@ mod writer;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
+pub(crate) use encode::addr_of;
 pub(crate) use writer::Writer;
 pub use writer::Writes;
 
@@ -20,6 +21,23 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+/// The families of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpFamily {
+    /// The family of an address.
+    #[must_use]
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 /// Where clients go: an address and port that Services own.
@@ -36,6 +54,8 @@ pub enum Frontend {
     },
     /// A port on every address of the node.
     NodePort {
+        /// Of which addresses.
+        family: IpFamily,
         /// The port.
         port: u16,
         /// The protocol.
@@ -53,7 +73,11 @@ impl fmt::Display for Frontend {
             } => {
                 write!(f, "{}/{protocol:?}", SocketAddr::new(*addr, *port))
             }
-            Self::NodePort { port, protocol } => write!(f, "node:{port}/{protocol:?}"),
+            Self::NodePort {
+                family,
+                port,
+                protocol,
+            } => write!(f, "node-{family:?}:{port}/{protocol:?}"),
         }
     }
 }
@@ -122,12 +146,10 @@ impl Backend {
 /// How a frontend is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendSpec {
-    /// All backends. Connections are refused if it is empty.
-    pub set: SetId,
-    /// The backends on this node, where a traffic policy asks for them.
-    pub local_set: Option<SetId>,
-    /// Clients of this node use only [`Self::local_set`] (`internalTrafficPolicy: Local`).
-    pub local_only: bool,
+    /// The backends for clients on this node. Connections are refused if it is empty.
+    pub inside: SetId,
+    /// The backends for packets from outside; none: it is closed to them.
+    pub outside: Option<SetId>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
     pub affinity_seconds: u32,
 }
@@ -265,13 +287,6 @@ impl TableState {
         }
         let have: HashSet<&Backend> = set.members.iter().map(|member| &member.backend).collect();
         members.iter().all(|member| have.contains(member))
-    }
-}
-
-pub(crate) fn v4(addr: IpAddr) -> Result<Ipv4Addr, crate::DatapathError> {
-    match addr {
-        IpAddr::V4(addr) => Ok(addr),
-        IpAddr::V6(_) => Err(crate::DatapathError::Family { address: addr }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Writes the tables and keeps the mirror. The only place that changes `LB4_*`.
+//! Writes the tables and keeps the mirror. The only place that changes `LB_*`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +13,6 @@ use super::{
     Backend, Frontend, FrontendSpec, Member, Run, SetId, SetState, TableDiff, TableState,
     encode::{backend_of, frontend_of, key_of, spec_of, value_of},
     runs::Runs,
-    v4,
 };
 use crate::{
     DatapathError,
@@ -182,9 +181,6 @@ impl Writer {
 
     /// Gives a set its new members. Members that stay keep their id, so affinity holds.
     fn publish(&mut self, id: SetId, wanted: &[Backend]) -> Result<(), DatapathError> {
-        for backend in wanted {
-            v4(backend.addr)?;
-        }
         let mut old = self.state.sets.remove(&id);
         let result = self.publish_over(id, old.as_ref(), wanted);
         match result {
@@ -305,23 +301,22 @@ impl Writer {
                 .get(&place(backend))
                 .is_none_or(|member| member.backend != *backend)
             {
-                self.write_backend(set, &member, !known.contains_key(&place(backend)))?;
+                self.write_backend(set, &member, !known.contains_key(&place(backend)));
             }
             members.push(member);
         }
         Ok(members)
     }
 
-    fn write_backend(&mut self, set: u32, member: &Member, new: bool) -> Result<(), DatapathError> {
+    fn write_backend(&mut self, set: u32, member: &Member, new: bool) {
         let last = self
             .backends
             .get(member.id)
             .map_or(0, |backend| backend.generation);
         let generation = if new { last.wrapping_add(1) } else { last };
-        let value = value_of(&member.backend, set, generation)?;
+        let value = value_of(&member.backend, set, generation);
         self.backends.set(member.id, value);
         self.writes.backends += 1;
-        Ok(())
     }
 
     /// Frees the slots of the replaced set and the backends that are not in the new one.
@@ -361,7 +356,7 @@ impl Writer {
         let mut keys = Vec::with_capacity(wanted.len());
         let mut values = Vec::with_capacity(wanted.len());
         for (frontend, spec) in wanted {
-            let key = key_of(frontend)?;
+            let key = key_of(frontend);
             let index = |set: SetId| {
                 let unknown = DatapathError::UnknownSet {
                     frontend: *frontend,
@@ -376,14 +371,10 @@ impl Writer {
             keys.push(key);
             values.push(abi::Service {
                 key,
-                set: index(spec.set)?,
-                set_local: spec.local_set.map(index).transpose()?.unwrap_or(0),
+                inside: index(spec.inside)?,
+                outside: spec.outside.map(index).transpose()?.unwrap_or(0),
                 affinity_seconds: spec.affinity_seconds,
-                flags: if spec.local_only {
-                    abi::SERVICE_LOCAL_ONLY
-                } else {
-                    0
-                },
+                flags: 0,
                 pad: 0,
             });
         }
@@ -399,7 +390,7 @@ impl Writer {
     }
 
     fn remove_frontends(&mut self, gone: &[Frontend]) -> Result<(), DatapathError> {
-        let keys = gone.iter().map(key_of).collect::<Result<Vec<_>, _>>()?;
+        let keys: Vec<_> = gone.iter().map(key_of).collect();
         self.services.remove(&keys)?;
         for frontend in gone {
             self.state.frontends.remove(frontend);

@@ -1,0 +1,20 @@
+//! The sizes that the programs are built with, in entries. The loader sets others.
+
+/// Frontends.
+pub const SERVICES: u32 = 131_072;
+/// Backend sets.
+pub const SETS: u32 = 131_072;
+/// Slots.
+pub const SLOTS: u32 = 524_288;
+/// Backends.
+pub const BACKENDS: u32 = 524_288;
+/// Sockets with a translated peer.
+pub const REV_NAT: u32 = 65_536;
+/// Clients with affinity.
+pub const AFFINITY: u32 = 65_536;
+/// Unconnected UDP sockets that use Services.
+pub const FLOWS: u32 = 16_384;
+/// The node's addresses.
+pub const NODE_ADDRS: u32 = 1_024;
+/// Pods on the node: upstream runs 110 by default.
+pub const PODS: u32 = 4_096;

@@ -1,0 +1,41 @@
+//! Map names: at most 15 characters, the kernel cuts off the rest.
+
+/// Frontends: [`crate::ServiceKey`] to [`crate::Service`].
+pub const SERVICES: &str = "LB_SERVICES";
+/// Backend sets by index: [`crate::BackendSet`].
+pub const SETS: &str = "LB_SETS";
+/// The members of the sets: [`crate::Slot`].
+pub const SLOTS: &str = "LB_SLOTS";
+/// Backends by id: [`crate::Backend`].
+pub const BACKENDS: &str = "LB_BACKENDS";
+/// What a socket believes it talks to: [`crate::RevNatKey`] to [`crate::RevNat`].
+pub const REV_NAT: &str = "LB_REV_NAT";
+/// Client to backend, for session affinity: [`crate::AffinityKey`] to [`crate::Affinity`].
+pub const AFFINITY: &str = "LB_AFFINITY";
+/// Unconnected UDP socket to backend: same types as [`AFFINITY`].
+pub const FLOWS: &str = "LB_FLOWS";
+/// The node's own addresses (a set): [`crate::Addr`].
+pub const NODE_ADDRS: &str = "LB_NODE_ADDRS";
+/// Where the node's pods are: [`crate::Addr`] to [`crate::PodPort`].
+pub const POD_PORTS: &str = "POD_PORTS";
+/// What a pod may send as: the number of the node's end to [`crate::PodSource`].
+pub const POD_SOURCES: &str = "POD_SOURCES";
+/// One [`crate::Config`].
+pub const CONFIG: &str = "LB_CONFIG";
+/// Per-CPU counters, indexed by [`crate::Metric`].
+pub const METRICS: &str = "LB_METRICS";
+/// All of them.
+pub const ALL: [&str; 12] = [
+    SERVICES,
+    SETS,
+    SLOTS,
+    BACKENDS,
+    REV_NAT,
+    AFFINITY,
+    FLOWS,
+    NODE_ADDRS,
+    POD_PORTS,
+    POD_SOURCES,
+    CONFIG,
+    METRICS,
+];

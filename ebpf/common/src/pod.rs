@@ -1,0 +1,32 @@
+//! Pods on this node, as the programs at their links see them.
+
+use crate::Addr;
+
+/// The pod's packets to other pods may go around the bridge, and theirs to it.
+pub const POD_DIRECT: u16 = 1 << 0;
+
+/// The only source that a pod may send with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSource {
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// `POD_*`.
+    pub flags: u16,
+    /// Its IPv4 address, network byte order. 0: none.
+    pub v4: u32,
+    /// Its IPv6 address. [`Addr::ANY_V6`]: none.
+    pub v6: Addr,
+}
+
+/// Where a pod's address is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodPort {
+    /// The number of the node's end of the veth pair.
+    pub ifindex: u32,
+    /// The hardware address of the pod's end.
+    pub mac: [u8; 6],
+    /// `POD_*`.
+    pub flags: u16,
+}
