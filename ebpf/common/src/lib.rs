@@ -28,8 +28,9 @@ pub mod maps;
 mod metric;
 mod pod;
 mod service;
+mod trace;
 
-pub use crate::{addr::*, metric::*, pod::*, service::*};
+pub use crate::{addr::*, metric::*, pod::*, service::*, trace::*};
 
 /// The version of everything in this crate.
 pub const ABI_VERSION: u32 = 3;
@@ -55,5 +56,5 @@ macro_rules! plain {
 
 plain! {
     Addr: 16, ServiceKey: 20, Service: 36, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
-    AffinityKey: 16, Affinity: 16, Config: 24, PodSource: 28, PodPort: 12,
+    AffinityKey: 16, Affinity: 16, Config: 24, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
 }

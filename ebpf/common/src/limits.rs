@@ -16,5 +16,7 @@ pub const AFFINITY: u32 = 65_536;
 pub const FLOWS: u32 = 16_384;
 /// The node's addresses.
 pub const NODE_ADDRS: u32 = 1_024;
+/// Bytes for what a tracer has not read yet: a power of two, whole pages.
+pub const TRACE_BYTES: u32 = 262_144;
 /// Pods on the node: upstream runs 110 by default.
 pub const PODS: u32 = 4_096;

@@ -24,8 +24,14 @@ pub const POD_SOURCES: &str = "POD_SOURCES";
 pub const CONFIG: &str = "LB_CONFIG";
 /// Per-CPU counters, indexed by [`crate::Metric`].
 pub const METRICS: &str = "LB_METRICS";
+/// Connections (TCP, and UDP by `connect`) by backend set.
+pub const CONNECTIONS: &str = "LB_CONNECTIONS";
+/// One [`crate::TraceFilter`].
+pub const TRACE_FILTER: &str = "TRACE_FILTER";
+/// A ring of [`crate::TraceEvent`]s.
+pub const TRACE_EVENTS: &str = "TRACE_EVENTS";
 /// All of them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 15] = [
     SERVICES,
     SETS,
     SLOTS,
@@ -38,4 +44,7 @@ pub const ALL: [&str; 12] = [
     POD_SOURCES,
     CONFIG,
     METRICS,
+    CONNECTIONS,
+    TRACE_FILTER,
+    TRACE_EVENTS,
 ];

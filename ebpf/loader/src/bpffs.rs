@@ -61,6 +61,17 @@ pub(crate) fn ensure(path: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// The folder with the maps that the attached programs use: the only one, but for the moments of a change of their sizes.
+pub(crate) fn maps_in_force(bpffs: &Path) -> Result<PathBuf, DatapathError> {
+    let absent = io::Error::from(io::ErrorKind::NotFound);
+    let mut folders = other_map_folders(bpffs, Path::new(""));
+    folders.sort();
+    folders
+        .into_iter()
+        .next()
+        .ok_or_else(|| DatapathError::io("finding the datapath's tables in", bpffs, absent))
+}
+
 /// The map folders other than `current`.
 pub(crate) fn other_map_folders(bpffs: &Path, current: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(bpffs) else {

@@ -62,10 +62,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    pub(crate) fn by_map(&self) -> [(&'static str, u32); 7] {
+    pub(crate) fn by_map(&self) -> [(&'static str, u32); 8] {
         [
             (maps::SERVICES, self.services),
             (maps::SETS, self.sets),
+            (maps::CONNECTIONS, self.sets),
             (maps::SLOTS, self.slots),
             (maps::BACKENDS, self.backends),
             (maps::REV_NAT, self.rev_nat),

@@ -71,6 +71,9 @@ pub enum DatapathError {
     /// A pod's link has gone, or the kernel refuses a program there.
     #[error("attaching to a pod's link")]
     PodLink(#[source] io::Error),
+    /// The events of a trace cannot be had.
+    #[error("listening to the programs")]
+    Trace(#[source] aya::maps::MapError),
     /// The object could not be read or its maps could not be made.
     #[error("loading the kernel programs")]
     Load(#[source] aya::EbpfError),

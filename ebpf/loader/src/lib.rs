@@ -13,19 +13,23 @@
 mod bpffs;
 mod datapath;
 mod error;
+mod inspect;
 mod pods;
 mod programs;
 mod sys;
 mod tables;
+mod trace;
 
 pub use crate::{
     bpffs::teardown,
     datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
     error::DatapathError,
+    inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
     pods::{PodPaths, PodPort},
     programs::attached_programs,
     tables::{
         Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff,
         TableState, Writes,
     },
+    trace::{TraceHook, TraceVerdict, Traced, Tracer, Want},
 };

@@ -6,6 +6,9 @@
 
 #![no_std]
 #![no_main]
+// The target has no compare-and-swap, for which the library leaves out `fetch_add` too.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
 
 mod bind4;
 mod bind6;
@@ -19,6 +22,7 @@ mod recvmsg6;
 mod sendmsg4;
 mod sendmsg6;
 mod tables;
+mod trace;
 
 /// Programs cannot panic: what could is refused by the verifier.
 #[cfg(not(test))]

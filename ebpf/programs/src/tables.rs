@@ -1,6 +1,9 @@
 //! The maps, and `ebpf/lb`'s view of them.
 
-use core::ptr;
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr,
+};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -17,9 +20,12 @@ use aya_ebpf::{
 };
 use skiff_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Config, METRICS, Metric, PROTO_TCP,
-    PROTO_UDP, RevNat, RevNatKey, Service, ServiceKey, Slot, limits,
+    PROTO_UDP, RevNat, RevNatKey, Service, ServiceKey, Slot, TraceEvent, TraceHook, TraceVerdict,
+    limits,
 };
 use skiff_lb::{Request, Sticky, Tables, Verdict};
+
+use crate::trace;
 
 /// The user side writes these arrays through a mapping: a store is a store, not a system call.
 const MMAPABLE: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
@@ -47,6 +53,8 @@ static LB_NODE_ADDRS: HashMap<Addr, u32> =
 static LB_CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static LB_METRICS: PerCpuArray<u64> = PerCpuArray::with_max_entries(METRICS, 0);
+#[map]
+static LB_CONNECTIONS: Array<u64> = Array::with_max_entries(limits::SETS, 0);
 
 /// The kernel's maps.
 pub(crate) struct KernelTables;
@@ -134,6 +142,16 @@ pub(crate) fn count(metric: Metric) {
         // SAFETY: this CPU's own element; the hooks do not interrupt each other on a CPU in a way that matters
         // for a counter.
         unsafe { *counter += 1 }
+    }
+}
+
+/// Adds one to the connections of a set.
+#[inline(always)]
+fn count_connection(set: u32) {
+    if let Some(counter) = LB_CONNECTIONS.get_ptr_mut(set) {
+        // SAFETY: array elements are never freed, are aligned, and are only added to. Atomic rather than per CPU: a
+        // connection costs a thousand times as much, and memory would grow with the number of CPUs.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
     }
 }
 
@@ -244,16 +262,16 @@ pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 
         )
     };
     let socket = if unconnected { cookie } else { 0 };
-    match skiff_lb::decide(
-        &KernelTables,
-        &Request {
-            addr,
-            port,
-            proto,
-            netns,
-            socket,
-        },
-    ) {
+    let request = Request {
+        addr,
+        port,
+        proto,
+        netns,
+        socket,
+    };
+    let verdict = skiff_lb::decide(&KernelTables, &request);
+    trace::tell(|| forward_event(&request, &verdict, cookie));
+    match verdict {
         Verdict::Pass => PROCEED,
         Verdict::Refuse => refuse(Metric::Refused),
         Verdict::Inconsistent => refuse(Metric::Inconsistent),
@@ -276,11 +294,57 @@ pub(crate) fn forward<P: Peer>(ctx: &SockAddrContext, unconnected: bool) -> i32 
             } else {
                 Metric::Connects
             });
+            if !unconnected {
+                count_connection(backend.set);
+            }
             if by_affinity {
                 count(Metric::AffinityHits);
             }
             PROCEED
         }
+    }
+}
+
+/// What a tracer is told of a request.
+#[inline(always)]
+fn forward_event(request: &Request, verdict: &Verdict, cookie: u64) -> TraceEvent {
+    let nowhere = (request.addr.any(), 0);
+    let (verdict, (backend, backend_port)) = match verdict {
+        Verdict::Pass => (TraceVerdict::Pass, nowhere),
+        Verdict::Refuse => (TraceVerdict::Refused, nowhere),
+        Verdict::Inconsistent => (TraceVerdict::Inconsistent, nowhere),
+        Verdict::To {
+            backend,
+            by_affinity,
+        } => (
+            if *by_affinity {
+                TraceVerdict::SameBackend
+            } else {
+                TraceVerdict::Backend
+            },
+            (backend.addr, backend.port),
+        ),
+    };
+    let hook = if request.socket == 0 {
+        TraceHook::Connect
+    } else {
+        TraceHook::Sendmsg
+    };
+    TraceEvent {
+        time: 0,
+        cookie,
+        netns: request.netns,
+        client: request.addr.any(),
+        asked: request.addr,
+        backend,
+        client_port: 0,
+        asked_port: request.port,
+        backend_port,
+        proto: request.proto,
+        hook: hook as u8,
+        verdict: verdict as u8,
+        pad: [0; 3],
+        ifindex: 0,
     }
 }
 
@@ -303,9 +367,9 @@ fn remember_service(key: &RevNatKey, service: &RevNat, mostly_known: bool) {
 /// From a backend: the source of a datagram and the name of the peer are turned back into the Service's.
 #[inline(always)]
 pub(crate) fn reverse<P: Peer>(ctx: &SockAddrContext, metric: Metric) -> i32 {
-    if protocol(ctx).is_none() {
+    let Some(proto) = protocol(ctx) else {
         return PROCEED;
-    }
+    };
     let (addr, port) = P::get(ctx);
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -323,6 +387,23 @@ pub(crate) fn reverse<P: Peer>(ctx: &SockAddrContext, metric: Metric) -> i32 {
         && P::set(ctx, &service.addr, service.port)
     {
         count(metric);
+        trace::tell(|| TraceEvent {
+            time: 0,
+            cookie,
+            // SAFETY: the context is valid while the program runs.
+            netns: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
+            client: addr.any(),
+            asked: service.addr,
+            backend: addr,
+            client_port: 0,
+            asked_port: service.port,
+            backend_port: port,
+            proto,
+            hook: TraceHook::Recvmsg as u8,
+            verdict: TraceVerdict::Reply as u8,
+            pad: [0; 3],
+            ifindex: 0,
+        });
     }
     PROCEED
 }
@@ -339,6 +420,22 @@ pub(crate) fn guard_node_port<P: Peer>(ctx: &SockAddrContext) -> i32 {
     if !skiff_lb::is_taken_by_node_port(&KernelTables, &addr, port, proto, netns) {
         return PROCEED;
     }
+    trace::tell(|| TraceEvent {
+        time: 0,
+        cookie: 0,
+        netns,
+        client: addr,
+        asked: addr,
+        backend: addr.any(),
+        client_port: 0,
+        asked_port: port,
+        backend_port: 0,
+        proto,
+        hook: TraceHook::Bind as u8,
+        verdict: TraceVerdict::NodePortTaken as u8,
+        pad: [0; 3],
+        ifindex: 0,
+    });
     // SAFETY: bind may set the value that the call returns (5.18 and newer).
     unsafe { bpf_set_retval(-EADDRINUSE) };
     FAIL

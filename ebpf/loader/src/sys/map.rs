@@ -79,6 +79,11 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         })
     }
 
+    /// How many entries it can have.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
+    }
+
     fn error(&self, what: &'static str, source: io::Error) -> DatapathError {
         match source.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) => DatapathError::Full {
@@ -202,6 +207,29 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         };
         bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|error| self.error("writing", error))?;
         Ok(())
+    }
+}
+
+/// An array, read by system calls: for a look from another process.
+#[derive(Debug)]
+pub(crate) struct ArrayTable<V> {
+    table: HashTable<u32, V>,
+}
+
+impl<V: Plain> ArrayTable<V> {
+    pub(crate) fn open(folder: &Path, name: &'static str) -> Result<Self, DatapathError> {
+        let table = HashTable::open(folder, name)?;
+        Ok(Self { table })
+    }
+
+    /// How many elements it has.
+    pub(crate) fn len(&self) -> u32 {
+        self.table.limit
+    }
+
+    /// One element; none if there is no such.
+    pub(crate) fn get(&self, index: u32) -> Result<Option<V>, DatapathError> {
+        self.table.get(index)
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod map;
 
-pub(crate) use map::{HashTable, MappedArray, PerCpuCounters};
+pub(crate) use map::{ArrayTable, HashTable, MappedArray, PerCpuCounters};
 use std::{
     ffi::CString,
     io,
@@ -13,6 +13,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    time::Duration,
 };
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -277,4 +278,18 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     } else {
         Ok(cookie)
     }
+}
+
+/// The kernel's monotonic clock.
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a live variable. The clock exists on every kernel, so this does not fail.
+    let _always_zero = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(
+        now.tv_sec.unsigned_abs(),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }

@@ -26,10 +26,19 @@ pub(crate) fn ip_of(addr: abi::Addr) -> IpAddr {
     }
 }
 
-fn proto_of(protocol: Protocol) -> u8 {
+pub(crate) fn proto_of(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => abi::PROTO_TCP,
         Protocol::Udp => abi::PROTO_UDP,
+    }
+}
+
+/// The same backwards; none for other protocols.
+pub(crate) fn protocol_of(proto: u8) -> Option<Protocol> {
+    match proto {
+        abi::PROTO_TCP => Some(Protocol::Tcp),
+        abi::PROTO_UDP => Some(Protocol::Udp),
+        _ => None,
     }
 }
 
@@ -61,7 +70,7 @@ pub(super) fn key_of(frontend: &Frontend) -> abi::ServiceKey {
     }
 }
 
-pub(super) fn frontend_of(key: &abi::ServiceKey) -> Frontend {
+pub(crate) fn frontend_of(key: &abi::ServiceKey) -> Frontend {
     let protocol = if key.proto == abi::PROTO_UDP {
         Protocol::Udp
     } else {
@@ -102,7 +111,7 @@ pub(super) fn spec_of(
     })
 }
 
-pub(super) fn backend_of(found: &abi::Backend) -> Backend {
+pub(crate) fn backend_of(found: &abi::Backend) -> Backend {
     Backend {
         addr: ip_of(found.addr),
         port: u16::from_be(found.port),

@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-pub(crate) use encode::addr_of;
+pub(crate) use encode::{addr_of, backend_of, frontend_of, ip_of, proto_of, protocol_of};
 pub(crate) use writer::Writer;
 pub use writer::Writes;
 
