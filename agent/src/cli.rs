@@ -22,13 +22,15 @@ pub(crate) enum Verb {
     Up(Box<UpArgs>),
     /// Removes everything that `up` made, pods and data included.
     Down(NodeArgs),
+    /// Runs the Service proxy alone, on a node of any Kubernetes cluster: what kube-proxy is there.
+    Proxy(ProxyArgs),
     /// Runs a CNI configuration list by hand, with any runtime's plugins; needs no daemon.
     Cni(Box<CniArgs>),
 }
 
-/// What a node is made of. The defaults are the machine's own; a test or a trial gives others.
+/// Where a node is. The defaults are the machine's own; a test or a trial gives others.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct NodeArgs {
+pub(crate) struct PlaceArgs {
     /// Name of the node; the host name by default.
     #[arg(long, env = "SKIFF_NODE_NAME")]
     pub(crate) node_name: Option<String>,
@@ -43,14 +45,6 @@ pub(crate) struct NodeArgs {
         default_value = "/"
     )]
     pub(crate) cgroup_root: String,
-    /// Database, images, volumes, logs.
-    #[arg(
-        long,
-        env = "SKIFF_DATA_DIR",
-        value_name = "DIR",
-        default_value = "/var/lib/skiff"
-    )]
-    pub(crate) data_dir: PathBuf,
     /// What does not outlive a reboot: sockets, states of containers.
     #[arg(
         long,
@@ -63,6 +57,24 @@ pub(crate) struct NodeArgs {
     /// is mounted if there is none.
     #[arg(long, env = "SKIFF_BPFFS_DIR", value_name = "DIR")]
     pub(crate) bpffs_dir: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, env = "SKIFF_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// What a node is made of.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Database, images, volumes, logs.
+    #[arg(
+        long,
+        env = "SKIFF_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/skiff"
+    )]
+    pub(crate) data_dir: PathBuf,
     /// Addresses of all pods of the cluster.
     #[arg(
         long,
@@ -79,9 +91,6 @@ pub(crate) struct NodeArgs {
         default_value = "10.96.0.0/16"
     )]
     pub(crate) service_cidr: Ipv4Network,
-    /// How log lines look.
-    #[arg(long, env = "SKIFF_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -150,6 +159,39 @@ pub(crate) struct UpArgs {
     /// On SIGTERM, stop the pods too.
     #[arg(long, env = "SKIFF_STOP_PODS")]
     pub(crate) stop_pods: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProxyArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// How to reach the Kubernetes API: any server's, from this process' own network namespace.
+    #[arg(
+        long,
+        env = "SKIFF_KUBECONFIG",
+        value_name = "FILE",
+        required_unless_present = "cleanup"
+    )]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The node's own addresses, where NodePorts answer; by default those that its links have at the start.
+    #[arg(
+        long,
+        env = "SKIFF_NODE_IP",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// Where `/healthz` and `/livez` answer in the node's network namespace.
+    #[arg(
+        long,
+        env = "SKIFF_HEALTHZ_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "0.0.0.0:10256"
+    )]
+    pub(crate) healthz_bind_address: SocketAddr,
+    /// Removes what the proxy made, and ends. It must not be running.
+    #[arg(long)]
+    pub(crate) cleanup: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -251,4 +293,27 @@ pub(crate) enum CniVerb {
     },
     /// Says whether ADD can be served.
     Status,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_needs_a_kubeconfig_but_for_its_cleanup() {
+        assert!(Cli::try_parse_from(["skiff", "proxy"]).is_err());
+        assert!(Cli::try_parse_from(["skiff", "proxy", "--cleanup"]).is_ok());
+        let typed = [
+            "skiff",
+            "proxy",
+            "--kubeconfig",
+            "f",
+            "--node-ip",
+            "10.0.0.1,fd00::1",
+        ];
+        let Verb::Proxy(args) = Cli::try_parse_from(typed).unwrap().verb else {
+            panic!("another verb");
+        };
+        assert_eq!(args.node_ip.len(), 2);
+    }
 }

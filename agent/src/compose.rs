@@ -22,22 +22,22 @@ use skiff_apiserver::{ApiServer, ApiServerOptions};
 use skiff_cni::libcni::CniRunner;
 use skiff_controllers::ControllersConfig;
 use skiff_dns::{DnsConfig, DnsServer};
-use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
+use skiff_ebpf_loader::Datapath;
 use skiff_image::{ImageConfig, ImageStore, RegistriesConfig, RetryPolicy, UnpackLimits};
 use skiff_node::{Node, NodeConfig};
 use skiff_runtime::{Runtime, RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
-use skiff_service_proxy::{ProxyConfig, ServiceProxy};
 use skiff_storage::redb::RedbStore;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     addons,
-    config::{DNS_PORT, NodeSettings, UpSettings},
+    config::{DNS_PORT, NodeSettings, Place, UpSettings},
     in_process::{self, LocalKubelet},
     lock, memory,
     paths::PodPaths,
     pki::Authority,
+    proxy,
     publish::Publisher,
     shutdown,
 };
@@ -50,7 +50,7 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// Runs a one-machine cluster until it is told to end.
 pub(crate) async fn up(settings: UpSettings) -> Result<()> {
-    let _lock = lock::acquire(&settings.node.run_dir)?;
+    let _lock = lock::acquire(&settings.node.place.run_dir)?;
     let listeners = api_listeners(&settings).await?;
     let dns = bind_dns(&settings).await?;
     let mut publishers = Vec::new();
@@ -69,9 +69,9 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let tls = authority.server_config(&settings)?;
     let images = open_images(&settings.node, Some(&settings.registries_config))?;
     // Last, because it changes the kernel: pods of an earlier daemon need it even if this one then fails.
-    let datapath = prepare_node(&settings.node)?;
+    let datapath = prepare_node(&settings.node.place)?;
 
-    let kubelet = LocalKubelet::new(settings.node.name.clone());
+    let kubelet = LocalKubelet::new(settings.node.place.name.clone());
     let api = ApiServer::new(
         Arc::clone(&store) as _,
         ApiServerOptions {
@@ -101,7 +101,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     });
     start_control_plane(&router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
-    let paths = PodPaths::new(datapath.pods()?, settings.node.netns.clone());
+    let paths = PodPaths::new(datapath.pods()?, settings.node.place.netns.clone());
     start_proxy(&settings, &router, datapath, &mut tasks, &token)?;
     let parts = NodeParts {
         images,
@@ -112,7 +112,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     start_publishers(publishers, &settings, &router, &mut tasks, &token);
     let kubeconfig = settings.node.admin_kubeconfig();
     authority.write_admin_kubeconfig(&kubeconfig, settings.api_bind)?;
-    tracing::info!(node = settings.node.name, kubeconfig = %kubeconfig.display(), "skiff is up");
+    tracing::info!(node = settings.node.place.name, kubeconfig = %kubeconfig.display(), "skiff is up");
 
     let result = shutdown::requested(&mut tasks).await;
     tracing::info!(
@@ -134,7 +134,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
 }
 
 /// Waits for the parts to end.
-async fn join_all(mut tasks: JoinSet<Result<()>>) {
+pub(crate) async fn join_all(mut tasks: JoinSet<Result<()>>) {
     let ended = tokio::time::timeout(END_PATIENCE, async {
         while tasks.join_next().await.is_some() {}
     });
@@ -152,7 +152,7 @@ fn start_publishers(
 ) {
     for publisher in publishers {
         let client = in_process::client(router, "system:skiff:publish");
-        let (netns, token) = (settings.node.netns.clone(), token.clone());
+        let (netns, token) = (settings.node.place.netns.clone(), token.clone());
         tasks.spawn(async move {
             publisher.run(client, netns, token).await;
             Ok(())
@@ -161,20 +161,14 @@ fn start_publishers(
 }
 
 /// Joins the node's cgroup and brings its kernel programs up.
-fn prepare_node(settings: &NodeSettings) -> Result<Datapath> {
-    let cgroups = cgroups(settings)?;
-    cgroups.join_daemon()?;
-    let config = DatapathConfig {
-        cgroup_path: cgroups.unified_root(),
-        bpffs_dir: settings.bpffs_dir.clone(),
-        limits: Limits::default(),
-    };
-    Datapath::open(&config).context("bringing up the Service datapath")
+fn prepare_node(place: &Place) -> Result<Datapath> {
+    cgroups(place)?.join_daemon()?;
+    proxy::open_datapath(place)
 }
 
 /// The node's part of the cgroup hierarchies.
-pub(crate) fn cgroups(settings: &NodeSettings) -> Result<NodeCgroups> {
-    Ok(NodeCgroups::detect(Path::new(&settings.cgroup_root))?)
+pub(crate) fn cgroups(place: &Place) -> Result<NodeCgroups> {
+    Ok(NodeCgroups::detect(Path::new(&place.cgroup_root))?)
 }
 
 /// The machine's own address, and inside the node's namespace if it has one: there pods reach the API.
@@ -185,14 +179,14 @@ async fn api_listeners(settings: &UpSettings) -> Result<Vec<TcpListener>> {
             .await
             .with_context(|| format!("--api-bind: listening on {bind}"))?,
     ];
-    if settings.node.netns.path().is_some() {
+    if settings.node.place.netns.path().is_some() {
         let inside = SocketAddr::from((Ipv4Addr::UNSPECIFIED, bind.port()));
         let make = move || {
             let listener = std::net::TcpListener::bind(inside)?;
             listener.set_nonblocking(true)?;
             Ok::<_, std::io::Error>(listener)
         };
-        let made = settings.node.netns.run_blocking(make).await?;
+        let made = settings.node.place.netns.run_blocking(make).await?;
         let made =
             made.with_context(|| format!("listening on {inside} in the node's namespace"))?;
         listeners.push(TcpListener::from_std(made)?);
@@ -227,7 +221,7 @@ fn start_control_plane(
 async fn bind_dns(settings: &UpSettings) -> Result<DnsServer> {
     let config = DnsConfig {
         listen: (settings.node_ip, DNS_PORT).into(),
-        node_netns: settings.node.netns.clone(),
+        node_netns: settings.node.place.netns.clone(),
         cluster_domain: settings.cluster_domain.clone(),
         upstreams: settings.dns_upstreams.clone(),
     };
@@ -259,15 +253,15 @@ fn start_proxy(
     tasks: &mut JoinSet<Result<()>>,
     token: &CancellationToken,
 ) -> Result<()> {
-    let cookie = settings.node.netns.run(skiff_ebpf_loader::netns_cookie)?;
-    let config = ProxyConfig {
-        node_name: settings.node.name.clone(),
-        node_addresses: vec![settings.node_ip.into()],
-        node_ports: NODE_PORTS,
-        node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
-    };
     let client = in_process::client(router, "system:kube-proxy");
-    let proxy = ServiceProxy::new(client, config, datapath);
+    let addresses = vec![settings.node_ip.into()];
+    let proxy = proxy::assemble(
+        &settings.node.place,
+        addresses,
+        NODE_PORTS,
+        client,
+        datapath,
+    )?;
     let token = token.clone();
     tasks.spawn(async move { Ok(proxy.run(token).await?) });
     Ok(())
@@ -307,7 +301,7 @@ async fn start_node(
         ..node_config(node)
     };
     let cni = cni_runner(&config);
-    let client = in_process::client(router, &format!("system:node:{}", node.name));
+    let client = in_process::client(router, &format!("system:node:{}", node.place.name));
     let node = Node::new(
         config,
         client,
@@ -325,11 +319,11 @@ async fn start_node(
 /// What the node agent must know, as far as the node's own parameters tell.
 pub(crate) fn node_config(node: &NodeSettings) -> NodeConfig {
     NodeConfig {
-        node_name: node.name.clone(),
-        node_netns: node.netns.clone(),
+        node_name: node.place.name.clone(),
+        node_netns: node.place.netns.clone(),
         node_ip: None,
         data_dir: node.data_dir.clone(),
-        run_dir: node.run_dir.clone(),
+        run_dir: node.place.run_dir.clone(),
         cluster_cidr: node.cluster_cidr.into(),
         service_cidr: Some(node.service_cidr.into()),
         pod_cidr: None,
@@ -356,10 +350,10 @@ pub(crate) fn cni_runner(config: &NodeConfig) -> CniRunner {
 /// Opens the containers of the node, those of an earlier daemon included.
 pub(crate) async fn open_runtime(settings: &NodeSettings) -> Result<ShimRuntime> {
     let config = RuntimeConfig {
-        run_dir: settings.run_dir.clone(),
+        run_dir: settings.place.run_dir.clone(),
         shim_path: settings.binaries.join("skiff-shim"),
-        cgroup_root: settings.cgroup_root.clone().into(),
-        node_netns: settings.netns.clone(),
+        cgroup_root: settings.place.cgroup_root.clone().into(),
+        node_netns: settings.place.netns.clone(),
         netns_dir: "/run/netns".into(),
     };
     Ok(ShimRuntime::open(config).await?)

@@ -8,22 +8,29 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::Ipv4Network;
+use nix::ifaddrs::getifaddrs;
 use skiff_netns::NodeNetns;
 
 use crate::{
-    cli::{NodeArgs, UpArgs},
+    cli::{NodeArgs, PlaceArgs, ProxyArgs, UpArgs},
     publish::Publication,
 };
+
+/// Where the node is.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) netns: NodeNetns,
+    pub(crate) cgroup_root: String,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) bpffs_dir: PathBuf,
+}
 
 /// The node's parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeSettings {
-    pub(crate) name: String,
-    pub(crate) netns: NodeNetns,
-    pub(crate) cgroup_root: String,
+    pub(crate) place: Place,
     pub(crate) data_dir: PathBuf,
-    pub(crate) run_dir: PathBuf,
-    pub(crate) bpffs_dir: PathBuf,
     pub(crate) cluster_cidr: Ipv4Network,
     pub(crate) service_cidr: Ipv4Network,
     /// Where the binaries of the shim and the CNI plugins are: beside this one.
@@ -43,6 +50,15 @@ pub(crate) struct UpSettings {
     pub(crate) max_pods: u32,
     pub(crate) publish: Vec<Publication>,
     pub(crate) stop_pods: bool,
+}
+
+/// Everything that `proxy` needs.
+#[derive(Debug, Clone)]
+pub(crate) struct ProxySettings {
+    pub(crate) place: Place,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) node_addresses: Vec<IpAddr>,
+    pub(crate) healthz: SocketAddr,
 }
 
 /// Port of the cluster's DNS server on the node; the Service has 53, where nodes often run a resolver of their own.
@@ -68,10 +84,10 @@ fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
     network.nth(n).unwrap_or_else(|| network.ip())
 }
 
-impl TryFrom<NodeArgs> for NodeSettings {
+impl TryFrom<PlaceArgs> for Place {
     type Error = anyhow::Error;
 
-    fn try_from(args: NodeArgs) -> Result<Self> {
+    fn try_from(args: PlaceArgs) -> Result<Self> {
         let name = match args.node_name {
             Some(name) => name,
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
@@ -87,6 +103,29 @@ impl TryFrom<NodeArgs> for NodeSettings {
                 args.cgroup_root
             );
         }
+        let netns = match &args.node_netns {
+            None => NodeNetns::machine(),
+            Some(path) => NodeNetns::open(path).context("--node-netns")?,
+        };
+        let run_dir = absolute(&args.run_dir)?;
+        Ok(Self {
+            name,
+            netns,
+            cgroup_root: args.cgroup_root,
+            bpffs_dir: match args.bpffs_dir {
+                Some(dir) => absolute(&dir)?,
+                None => run_dir.join("bpf"),
+            },
+            run_dir,
+        })
+    }
+}
+
+impl TryFrom<NodeArgs> for NodeSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(args: NodeArgs) -> Result<Self> {
+        let place = Place::try_from(args.place)?;
         for (flag, cidr, longest) in [
             ("cluster-cidr", args.cluster_cidr, 24),
             ("service-cidr", args.service_cidr, 28),
@@ -104,29 +143,35 @@ impl TryFrom<NodeArgs> for NodeSettings {
                 args.service_cidr
             );
         }
-        let netns = match &args.node_netns {
-            None => NodeNetns::machine(),
-            Some(path) => NodeNetns::open(path).context("--node-netns")?,
-        };
-        let data_dir = absolute(&args.data_dir)?;
-        let run_dir = absolute(&args.run_dir)?;
         let executable = std::env::current_exe().context("finding this executable")?;
         Ok(Self {
-            name,
-            netns,
-            cgroup_root: args.cgroup_root,
-            bpffs_dir: match args.bpffs_dir {
-                Some(dir) => absolute(&dir)?,
-                None => run_dir.join("bpf"),
-            },
-            data_dir,
-            run_dir,
+            place,
+            data_dir: absolute(&args.data_dir)?,
             cluster_cidr: args.cluster_cidr,
             service_cidr: args.service_cidr,
             binaries: executable
                 .parent()
                 .context("this executable has no folder")?
                 .to_owned(),
+        })
+    }
+}
+
+impl TryFrom<ProxyArgs> for ProxySettings {
+    type Error = anyhow::Error;
+
+    fn try_from(args: ProxyArgs) -> Result<Self> {
+        let place = Place::try_from(args.place)?;
+        let node_addresses = if args.node_ip.is_empty() {
+            link_addresses(&place.netns)?
+        } else {
+            args.node_ip
+        };
+        Ok(Self {
+            kubeconfig: args.kubeconfig.context("--kubeconfig is missing")?,
+            node_addresses,
+            healthz: args.healthz_bind_address,
+            place,
         })
     }
 }
@@ -138,7 +183,7 @@ impl TryFrom<UpArgs> for UpSettings {
         let node = NodeSettings::try_from(args.node)?;
         let node_ip = match args.node_ip {
             Some(ip) => ip,
-            None => default_address(&node.netns)?,
+            None => default_address(&node.place.netns)?,
         };
         let registries_config = args
             .registries_config
@@ -152,7 +197,7 @@ impl TryFrom<UpArgs> for UpSettings {
                 .map(|ip| SocketAddr::new(*ip, 53))
                 .collect()
         };
-        if node.netns.path().is_none() && !args.publish.is_empty() {
+        if node.place.netns.path().is_none() && !args.publish.is_empty() {
             bail!(
                 "--publish needs --node-netns: on the machine's own network use a NodePort or LoadBalancer"
             );
@@ -192,6 +237,32 @@ fn default_address(netns: &NodeNetns) -> Result<Ipv4Addr> {
             }
         },
         Err(_no_route) => bail!("the node has no default route: name its address with --node-ip"),
+    }
+}
+
+/// All addresses of the node's links but loopback and link-local ones, as upstream's proxy takes them by default.
+fn link_addresses(netns: &NodeNetns) -> Result<Vec<IpAddr>> {
+    let list = || -> nix::Result<Vec<IpAddr>> {
+        let links = getifaddrs()?.filter_map(|link| link.address);
+        let of_ip = links.filter_map(|address| match address.as_sockaddr_in() {
+            Some(v4) => Some(v4.ip().into()),
+            None => address.as_sockaddr_in6().map(|v6| v6.ip().into()),
+        });
+        Ok(of_ip.collect())
+    };
+    let mut addresses = netns
+        .run(list)?
+        .context("listing the addresses of the node's links")?;
+    addresses.retain(|address| !address.is_loopback() && !is_link_local(*address));
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 

@@ -13,12 +13,16 @@ const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(mut args: NodeArgs) -> Result<()> {
     // A reboot takes the namespace and all that was in it; then there is no network of the node to remove, and the
     // machine's own must not be taken for it.
-    let network_is_gone = args.node_netns.as_ref().is_some_and(|path| !path.exists());
+    let network_is_gone = args
+        .place
+        .node_netns
+        .as_ref()
+        .is_some_and(|path| !path.exists());
     if network_is_gone {
-        args.node_netns = None;
+        args.place.node_netns = None;
     }
     let settings = NodeSettings::try_from(args)?;
-    let lock = lock::take_over(&settings.run_dir, DAEMON_PATIENCE)?;
+    let lock = lock::take_over(&settings.place.run_dir, DAEMON_PATIENCE)?;
     let mut problems: Vec<String> = Vec::new();
     let mut attempt = |what: &str, result: Result<()>| {
         if let Err(error) = result {
@@ -33,10 +37,10 @@ pub(crate) async fn run(mut args: NodeArgs) -> Result<()> {
     }
     attempt(
         "kernel programs",
-        skiff_ebpf_loader::teardown(&settings.bpffs_dir).map_err(Into::into),
+        skiff_ebpf_loader::teardown(&settings.place.bpffs_dir).map_err(Into::into),
     );
     attempt("cgroups", remove_cgroups(&settings));
-    for dir in [&settings.data_dir, &settings.run_dir] {
+    for dir in [&settings.data_dir, &settings.place.run_dir] {
         attempt("files", remove_dir(dir));
     }
     drop(lock);
@@ -73,7 +77,7 @@ async fn remove_network(settings: &NodeSettings) -> Result<()> {
 }
 
 fn remove_cgroups(settings: &NodeSettings) -> Result<()> {
-    let cgroups = compose::cgroups(settings)?;
+    let cgroups = compose::cgroups(&settings.place)?;
     cgroups.remove_node().map_err(Into::into)
 }
 

@@ -12,6 +12,7 @@ mod memory;
 mod paths;
 mod pki;
 mod preflight;
+mod proxy;
 mod publish;
 mod shutdown;
 
@@ -27,8 +28,9 @@ fn main() -> ExitCode {
     memory::bound_arenas();
     let cli = Cli::parse();
     let format = match &cli.verb {
-        Verb::Up(args) => args.node.log_format,
-        Verb::Down(args) => args.log_format,
+        Verb::Up(args) => args.node.place.log_format,
+        Verb::Down(args) => args.place.log_format,
+        Verb::Proxy(args) => args.place.log_format,
         Verb::Cni(_) => LogFormat::Text,
     };
     start_log(format);
@@ -45,7 +47,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
     if let Verb::Cni(args) = cli.verb {
         return cni::run(&args);
     }
-    preflight::check()?;
+    match cli.verb {
+        Verb::Proxy(_) => preflight::check_proxy()?,
+        _ => preflight::check()?,
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // Namespace and image work blocks; a handful at a time is what one machine can do.
@@ -55,6 +60,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?))?,
         Verb::Down(args) => runtime.block_on(down::run(args))?,
+        Verb::Proxy(args) if args.cleanup => proxy::cleanup(args.place)?,
+        Verb::Proxy(args) => runtime.block_on(proxy::run(args.try_into()?))?,
         Verb::Cni(_) => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -185,7 +185,7 @@ fn server_names(settings: &UpSettings) -> Vec<String> {
         "kubernetes.default".to_owned(),
         "kubernetes.default.svc".to_owned(),
         format!("kubernetes.default.svc.{domain}"),
-        settings.node.name.clone(),
+        settings.node.place.name.clone(),
         "127.0.0.1".to_owned(),
         settings.node_ip.to_string(),
         settings.node.kubernetes_ip().to_string(),

@@ -1,12 +1,24 @@
 //! What the machine must offer, told in one line before anything is changed.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use skiff_cni::firewall::Backend;
 
-/// Checks privileges, programs and kernel features.
+/// Checks privileges, programs and kernel features that a whole node needs.
 pub(crate) fn check() -> Result<()> {
+    check_kernel(missing_for_pods)?;
+    Backend::choose(None)
+        .map(drop)
+        .context("what pods send out of the cluster cannot be masqueraded")
+}
+
+/// Checks privileges and kernel features that the Service proxy alone needs.
+pub(crate) fn check_proxy() -> Result<()> {
+    check_kernel(missing_for_services)
+}
+
+fn check_kernel(missing: impl Fn(&str, &str) -> Option<&'static str>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("must run as root: it makes network namespaces, mounts and cgroups");
     }
@@ -14,33 +26,33 @@ pub(crate) fn check() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     match missing(&filesystems, &mounts) {
         Some(what) => bail!("this kernel lacks {what}"),
-        None => Backend::choose(None)
-            .map(drop)
-            .context("what pods send out of the cluster cannot be masqueraded"),
+        None => Ok(()),
     }
 }
 
-/// The first thing that is not there.
-fn missing(filesystems: &str, mounts: &str) -> Option<&'static str> {
-    let knows = |kind: &str| {
-        filesystems
-            .lines()
-            .any(|line| line.split('\t').nth(1) == Some(kind))
-    };
-    if !knows("bpf") {
+/// The first thing that is not there for pods.
+fn missing_for_pods(filesystems: &str, mounts: &str) -> Option<&'static str> {
+    // May be a module that is loaded at the first mount.
+    let overlay = || knows(filesystems, "overlay") || Path::new("/lib/modules").exists();
+    missing_for_services(filesystems, mounts)
+        .or_else(|| (!overlay()).then_some("overlayfs (CONFIG_OVERLAY_FS)"))
+}
+
+/// The first thing that is not there for Services.
+fn missing_for_services(filesystems: &str, mounts: &str) -> Option<&'static str> {
+    if !knows(filesystems, "bpf") {
         return Some("the BPF file system (CONFIG_BPF_SYSCALL)");
     }
-    // May be a module that is loaded at the first mount.
-    if !knows("overlay") && !std::path::Path::new("/lib/modules").exists() {
-        return Some("overlayfs (CONFIG_OVERLAY_FS)");
-    }
-    if !mounts
-        .lines()
-        .any(|line| line.split(' ').nth(2) == Some("cgroup2"))
-    {
+    let mut kinds = mounts.lines().map(|line| line.split(' ').nth(2));
+    if !kinds.any(|kind| kind == Some("cgroup2")) {
         return Some("a mounted cgroup2 hierarchy");
     }
     None
+}
+
+fn knows(filesystems: &str, kind: &str) -> bool {
+    let mut lines = filesystems.lines();
+    lines.any(|line| line.split('\t').nth(1) == Some(kind))
 }
 
 #[cfg(test)]
@@ -52,10 +64,11 @@ mod tests {
 
     #[test]
     fn a_missing_feature_is_named() {
-        assert_eq!(missing(FILESYSTEMS, MOUNTS), None);
-        let message = missing("nodev\toverlay\n", MOUNTS).unwrap();
+        assert_eq!(missing_for_pods(FILESYSTEMS, MOUNTS), None);
+        let message = missing_for_pods("nodev\toverlay\n", MOUNTS).unwrap();
         assert!(message.contains("CONFIG_BPF_SYSCALL"), "{message}");
-        let message = missing(FILESYSTEMS, "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n").unwrap();
+        let message =
+            missing_for_services(FILESYSTEMS, "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n").unwrap();
         assert!(message.contains("cgroup2"), "{message}");
     }
 }

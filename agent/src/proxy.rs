@@ -1,0 +1,164 @@
+//! The Service proxy: as a part of `skiff up`, and alone with any Kubernetes API server (`skiff proxy`).
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    ops::RangeInclusive,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
+use skiff_netns::NodeNetns;
+use skiff_service_proxy::{ProxyConfig, ProxyHandle, ServiceProxy};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::PlaceArgs,
+    compose,
+    config::{Place, ProxySettings},
+    lock, shutdown,
+};
+
+/// Another cluster's API server may give any port to a Service as its NodePort.
+const ANY_PORT: RangeInclusive<u16> = 1..=u16::MAX;
+
+/// Runs the proxy alone until it is told to end; the Services go on.
+pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
+    let _lock = lock::acquire(&settings.place.run_dir)?;
+    let client = connect(&settings.kubeconfig).await?;
+    let health = bind_health(settings.healthz, &settings.place.netns).await?;
+    let datapath = open_datapath(&settings.place)?;
+    let proxy = assemble(
+        &settings.place,
+        settings.node_addresses.clone(),
+        ANY_PORT,
+        client,
+        datapath,
+    )?;
+    let token = CancellationToken::new();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+    tasks.spawn(serve_health(health, proxy.handle(), token.clone()));
+    tasks.spawn({
+        let token = token.clone();
+        async move { Ok(proxy.run(token).await?) }
+    });
+    tracing::info!(
+        node = settings.place.name,
+        addresses = ?settings.node_addresses,
+        "the Service proxy runs"
+    );
+    let result = shutdown::requested(&mut tasks).await;
+    tracing::info!("ending; Services go on");
+    token.cancel();
+    compose::join_all(tasks).await;
+    result
+}
+
+/// Removes what [`run`] made.
+pub(crate) fn cleanup(mut args: PlaceArgs) -> Result<()> {
+    // A namespace that is gone took what was in it along.
+    if args.node_netns.as_ref().is_some_and(|path| !path.exists()) {
+        args.node_netns = None;
+    }
+    let place = Place::try_from(args)?;
+    if place.run_dir.exists() {
+        let _lock = lock::acquire(&place.run_dir)?;
+        fs::remove_file(place.run_dir.join("lock")).context("removing the lock")?;
+    }
+    skiff_ebpf_loader::teardown(&place.bpffs_dir)?;
+    remove_if_empty(&place.run_dir)
+}
+
+fn remove_if_empty(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Brings the node's kernel programs up, or adopts those of an earlier daemon.
+pub(crate) fn open_datapath(place: &Place) -> Result<Datapath> {
+    let config = DatapathConfig {
+        cgroup_path: compose::cgroups(place)?.unified_root(),
+        bpffs_dir: place.bpffs_dir.clone(),
+        limits: Limits::default(),
+    };
+    Datapath::open(&config).context("bringing up the Service datapath")
+}
+
+/// The proxy of this node, ready to run.
+pub(crate) fn assemble(
+    place: &Place,
+    node_addresses: Vec<IpAddr>,
+    node_ports: RangeInclusive<u16>,
+    client: Client,
+    datapath: Datapath,
+) -> Result<ServiceProxy> {
+    let cookie = place.netns.run(skiff_ebpf_loader::netns_cookie)?;
+    let config = ProxyConfig {
+        node_name: place.name.clone(),
+        node_addresses,
+        node_ports,
+        node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
+    };
+    Ok(ServiceProxy::new(client, config, datapath))
+}
+
+async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let read = Kubeconfig::read_from(kubeconfig).context("--kubeconfig")?;
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+    let config = config.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))?;
+    Client::try_from(config).context("making a client of the API")
+}
+
+async fn bind_health(address: SocketAddr, netns: &NodeNetns) -> Result<tokio::net::TcpListener> {
+    let make = move || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok::<_, io::Error>(listener)
+    };
+    let made = netns.run_blocking(make).await?;
+    let made = made.with_context(|| format!("--healthz-bind-address: listening on {address}"))?;
+    Ok(tokio::net::TcpListener::from_std(made)?)
+}
+
+/// Answers 503 until the Services are programmed, then 200.
+async fn serve_health(
+    listener: tokio::net::TcpListener,
+    proxy: ProxyHandle,
+    token: CancellationToken,
+) -> Result<()> {
+    let routes = Router::new()
+        .route("/healthz", get(health))
+        .route("/livez", get(health))
+        .with_state(proxy);
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(token.cancelled_owned())
+        .await
+        .context("serving health")
+}
+
+async fn health(State(proxy): State<ProxyHandle>) -> (StatusCode, &'static str) {
+    if proxy.is_synced() {
+        (StatusCode::OK, "ok")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Services are not programmed yet",
+        )
+    }
+}
