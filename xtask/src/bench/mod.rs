@@ -7,8 +7,10 @@ mod control_plane;
 mod cpu;
 pub(crate) mod load;
 mod service;
+mod site;
 
 use std::{
+    borrow::Cow,
     fs,
     path::Path,
     time::{Duration, Instant},
@@ -39,8 +41,10 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum Suite {
-    /// A whole node: Services, container start, control plane start, memory, pod start.
+    /// A whole node: container start, control plane start, memory, pod start.
     FirstLight,
+    /// Services: connections and requests through them, and what it takes to program them.
+    Service(service::ServiceArgs),
     /// The CNI plugins: ADD and DEL, alone and many at once, and a range that is nearly full.
     Cni(cni::CniArgs),
 }
@@ -48,7 +52,7 @@ enum Suite {
 /// One measured figure. Identifiers are stable.
 #[derive(Debug, Serialize)]
 struct Figure {
-    id: &'static str,
+    id: Cow<'static, str>,
     value: f64,
     unit: &'static str,
     reference: &'static str,
@@ -69,13 +73,13 @@ enum Better {
 
 impl Figure {
     fn new(
-        id: &'static str,
+        id: impl Into<Cow<'static, str>>,
         (value, unit): (f64, &'static str),
         (reference, reference_value): (&'static str, f64),
         better: Better,
     ) -> Self {
         Self {
-            id,
+            id: id.into(),
             value,
             unit,
             reference,
@@ -102,7 +106,7 @@ impl Figure {
             println!("{}", serde_json::to_string(self)?);
         } else {
             println!(
-                "{:<20} {:>10.2} {:<6} {:>10.2} {:>6.2}x  {} ({} is better{})",
+                "{:<24} {:>10.2} {:<6} {:>10.2} {:>6.2}x  {} ({} is better{})",
                 self.id,
                 self.value,
                 self.unit,
@@ -117,6 +121,24 @@ impl Figure {
         }
         Ok(())
     }
+}
+
+/// Runs every side once a turn, each turn beginning with another one.
+fn rotate<T, const SIDES: usize>(
+    turns: usize,
+    mut run: impl FnMut(usize, usize) -> Result<T>,
+) -> Result<[Vec<T>; SIDES]> {
+    let mut samples = std::array::from_fn(|_side| Vec::with_capacity(turns));
+    for turn in 0..turns {
+        for place in 0..SIDES {
+            let side = (turn + place) % SIDES;
+            let sample = run(side, turn)?;
+            if let Some(samples) = samples.get_mut(side) {
+                samples.push(sample);
+            }
+        }
+    }
+    Ok(samples)
 }
 
 /// The middle one; the mean of the two middle ones of an even number.
@@ -210,6 +232,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             }
             first_light(&binaries, args.json)
         }
+        Suite::Service(service) => {
+            if !args.no_build {
+                service::build()?;
+            }
+            service::run(service, &binaries, args.json)
+        }
         Suite::Cni(cni) => {
             if !args.no_build {
                 cni::build()?;
@@ -226,7 +254,6 @@ fn first_light(binaries: &Path, json: bool) -> Result<()> {
     show(control_plane::ready()?)?;
     let cluster = BenchCluster::up()?;
     show(control_plane::memory_idle(&cluster)?)?;
-    show(service::connections(&cluster)?)?;
     show(control_plane::pods(&cluster, starts.runc()?)?)?;
     show(control_plane::application(&cluster)?)
 }
@@ -240,5 +267,17 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn every_side_has_its_turn_at_each_place() {
+        let mut order = Vec::new();
+        let samples: [_; 3] = rotate(3, |side, turn| {
+            order.push(side);
+            Ok((side, turn))
+        })
+        .unwrap();
+        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
+        assert_eq!(samples[1], [(1, 0), (1, 1), (1, 2)]);
     }
 }

@@ -9,7 +9,6 @@ mod call;
 mod crowd;
 mod leases;
 mod network;
-mod site;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,10 +19,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use super::{Figure, median};
+use super::{
+    Figure, median, rotate,
+    site::{self, Site},
+};
 use crate::{command, paths};
-
-use site::Site;
 
 #[derive(Debug, Args)]
 pub(super) struct CniArgs {
@@ -95,7 +95,7 @@ pub(super) fn run(args: &CniArgs, binaries: &Path, json: bool) -> Result<()> {
             Ok(figures) => {
                 for figure in figures {
                     figure.print(json)?;
-                    over.extend(figure.is_over_limit().then_some(figure.id));
+                    over.extend(figure.is_over_limit().then_some(figure.id.into_owned()));
                 }
             }
             Err(error) => {
@@ -127,24 +127,6 @@ const PARTS: &[(&[&str], Measure)] = &[
     (&["ipam-full"], leases::full),
 ];
 
-/// Runs every side once a turn, each turn beginning with another one.
-fn rotate<T, const SIDES: usize>(
-    turns: usize,
-    mut run: impl FnMut(usize, usize) -> Result<T>,
-) -> Result<[Vec<T>; SIDES]> {
-    let mut samples = std::array::from_fn(|_side| Vec::with_capacity(turns));
-    for turn in 0..turns {
-        for place in 0..SIDES {
-            let side = (turn + place) % SIDES;
-            let sample = run(side, turn)?;
-            if let Some(samples) = samples.get_mut(side) {
-                samples.push(sample);
-            }
-        }
-    }
-    Ok(samples)
-}
-
 /// The median of what `of` takes from each sample.
 fn middle<T>(samples: &[T], of: impl Fn(&T) -> f64) -> f64 {
     median(&samples.iter().map(of).collect::<Vec<_>>())
@@ -153,21 +135,4 @@ fn middle<T>(samples: &[T], of: impl Fn(&T) -> f64) -> f64 {
 fn parse(answer: &[u8]) -> Result<Value> {
     serde_json::from_slice(answer)
         .with_context(|| format!("reading {:?}", String::from_utf8_lossy(answer)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_side_has_its_turn_at_each_place() {
-        let mut order = Vec::new();
-        let samples: [_; 3] = rotate(3, |side, turn| {
-            order.push(side);
-            Ok((side, turn))
-        })
-        .unwrap();
-        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
-        assert_eq!(samples[1], [(1, 0), (1, 1), (1, 2)]);
-    }
 }
