@@ -26,6 +26,97 @@ pub(crate) enum Verb {
     Proxy(ProxyArgs),
     /// Runs a CNI configuration list by hand, with any runtime's plugins; needs no daemon.
     Cni(Box<CniArgs>),
+    /// Shows the Services in this node's datapath; needs no daemon.
+    Service(ServiceArgs),
+    /// Prints the datapath's decisions as they are made: connections, datagrams and packets.
+    Trace(TraceArgs),
+}
+
+/// Where to look.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LookArgs {
+    /// The node's folder for what does not outlive a reboot.
+    #[arg(
+        long,
+        env = "SKIFF_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/skiff",
+        global = true
+    )]
+    pub(crate) run_dir: PathBuf,
+    /// Where the node's kernel programs and maps are pinned; `<run-dir>/bpf` by default.
+    #[arg(long, env = "SKIFF_BPFFS_DIR", value_name = "DIR", global = true)]
+    pub(crate) bpffs_dir: Option<PathBuf>,
+    /// The node's folder with the administrator's kubeconfig.
+    #[arg(
+        long,
+        env = "SKIFF_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/skiff",
+        global = true
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// For the names of Services and pods; `<data-dir>/admin.kubeconfig` by default.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE", global = true)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServiceArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table, global = true)]
+    pub(crate) output: OutputFormat,
+    #[command(subcommand)]
+    pub(crate) verb: ServiceVerb,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// Columns.
+    Table,
+    /// One array.
+    Json,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ServiceVerb {
+    /// Every address and port that is translated, how many backends it has and how many connections it had.
+    List,
+    /// The backends of all Services or of one.
+    Backends {
+        /// A frontend as `list` prints it, or NAMESPACE/NAME, or NAMESPACE/NAME:PORT.
+        of: Option<String>,
+    },
+    /// What is remembered of connections to Services.
+    Conntrack,
+    /// How full the tables are.
+    Tables,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    /// Only to, from or through this address.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) address: Option<IpAddr>,
+    /// Only to, from or through this port.
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Only this protocol.
+    #[arg(long, value_enum)]
+    pub(crate) protocol: Option<ProtocolArg>,
+    /// Ends after so many lines.
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProtocolArg {
+    Tcp,
+    Udp,
 }
 
 /// Where a node is. The defaults are the machine's own; a test or a trial gives others.

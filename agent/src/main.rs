@@ -8,6 +8,7 @@ mod config;
 mod down;
 mod in_process;
 mod lock;
+mod look;
 mod memory;
 mod paths;
 mod pki;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         Verb::Up(args) => args.node.place.log_format,
         Verb::Down(args) => args.place.log_format,
         Verb::Proxy(args) => args.place.log_format,
-        Verb::Cni(_) => LogFormat::Text,
+        Verb::Cni(_) | Verb::Service(_) | Verb::Trace(_) => LogFormat::Text,
     };
     start_log(format);
     match run(cli) {
@@ -62,6 +63,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Down(args) => runtime.block_on(down::run(args))?,
         Verb::Proxy(args) if args.cleanup => proxy::cleanup(args.place)?,
         Verb::Proxy(args) => runtime.block_on(proxy::run(args.try_into()?))?,
+        Verb::Service(args) => runtime.block_on(look::service(&args))?,
+        Verb::Trace(args) => runtime.block_on(look::trace(&args))?,
         Verb::Cni(_) => {}
     }
     Ok(ExitCode::SUCCESS)

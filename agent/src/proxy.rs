@@ -118,7 +118,8 @@ pub(crate) fn assemble(
     Ok(ServiceProxy::new(client, config, datapath))
 }
 
-async fn connect(kubeconfig: &Path) -> Result<Client> {
+/// A client of the API server that a kubeconfig names.
+pub(crate) async fn connect(kubeconfig: &Path) -> Result<Client> {
     let read = Kubeconfig::read_from(kubeconfig).context("--kubeconfig")?;
     let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
     let config = config.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))?;

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use skiff_netns::NetNs;
 use skiff_test_harness::{
-    Cluster, eventually, leftovers,
+    Cluster, binary, eventually, leftovers,
     scene::{Case, PATIENCE, Scene, has, play, pod, runs, script_pod},
 };
 
@@ -41,6 +41,7 @@ const CASES: &[Case] = &[
     ("unknown-address", an_unknown_service_address_fails_at_once),
     ("foreign-names", names_that_nobody_knows_fail_quickly),
     ("api", the_api_is_a_service_too),
+    ("look", operators_see_services_and_decisions_by_name),
 ];
 
 #[test]
@@ -155,6 +156,72 @@ fn answer(scene: &Scene<'_>, from: &str, host: &str, port: &str) -> Result<Vec<S
         || words(scene, from, ASK, &[host, port]),
         |_| true,
     )
+}
+
+/// `skiff service` and `skiff trace` name Services, pods and backends.
+fn operators_see_services_and_decisions_by_name(scene: &Scene<'_>) -> Result<()> {
+    scene.apply(&server("one"))?;
+    scene.apply(&client("asker"))?;
+    scene.apply(&service("web", "one", json!({})))?;
+    scene.ready("one")?;
+    scene.ready("asker")?;
+    let ip = cluster_ip(scene, "web")?;
+    answer(scene, "asker", &ip, "80")?;
+    let skiff = |args: &[&str]| {
+        let mut command = Command::new(binary("skiff")?);
+        command.args(args);
+        command.env("SKIFF_RUN_DIR", scene.cluster().run_dir());
+        command.env("SKIFF_DATA_DIR", scene.cluster().data_dir());
+        anyhow::Ok(command)
+    };
+    let output = |args: &[&str]| -> Result<String> {
+        let output = skiff(args)?.output()?;
+        ensure!(output.status.success(), "{args:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let name = format!("{}/web", scene.namespace());
+    let listed = output(&["service", "list"])?;
+    let line = listed
+        .lines()
+        .find(|line| line.starts_with(&format!("{ip}:80 ")));
+    has(line.context("not listed")?, &format!("{name}:talk"))?;
+    let json: Value =
+        serde_json::from_str(&output(&["service", "backends", &name, "-o", "json"])?)?;
+    let pods: BTreeSet<&str> = json
+        .as_array()
+        .context("no array")?
+        .iter()
+        .filter_map(|backend| backend["pod"].as_str())
+        .collect();
+    ensure!(
+        pods == [&*format!("{}/one", scene.namespace())].into(),
+        "{json}"
+    );
+    has(&output(&["service", "conntrack"])?, &name)?;
+    has(&output(&["service", "tables"])?, "LB_SERVICES")?;
+
+    let mut trace = skiff(&["trace", "--address", &ip, "--port", "80", "-n", "1"])?
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    // It may not listen yet: asked again until it has heard of it.
+    eventually(
+        "the trace to end",
+        PATIENCE,
+        || {
+            words(scene, "asker", ASK, &[&ip, "80"])?;
+            Ok(trace.try_wait()?)
+        },
+        Option::is_some,
+    )?;
+    let mut said = String::new();
+    trace
+        .stdout
+        .take()
+        .context("no stdout")?
+        .read_to_string(&mut said)?;
+    has(&said, &format!("{}/asker connect TCP", scene.namespace()))?;
+    has(&said, &format!("{name}:talk"))?;
+    has(&said, &format!("({}/one)", scene.namespace()))
 }
 
 fn pods_see_each_other_by_their_own_addresses(scene: &Scene<'_>) -> Result<()> {

@@ -1,0 +1,191 @@
+//! `skiff service`.
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use skiff_ebpf_loader::{Backend, Frontend, Inspector, Protocol, SeenFrontend};
+
+use super::{bpffs_dir, names::Names, say, table};
+use crate::cli::{OutputFormat, ServiceArgs, ServiceVerb};
+
+/// Prints what was asked for.
+pub(crate) async fn run(args: &ServiceArgs) -> Result<()> {
+    let inspector = Inspector::open(&bpffs_dir(&args.look))
+        .context("no datapath here; --run-dir says where the node is")?;
+    let names = super::names(&args.look).await;
+    let text = match &args.verb {
+        ServiceVerb::List => list(&inspector.frontends()?, &names, args.output),
+        ServiceVerb::Backends { of } => {
+            let mut all = inspector.frontends()?;
+            all.retain(|seen| of.as_deref().is_none_or(|of| is_meant(seen, of, &names)));
+            anyhow::ensure!(
+                !all.is_empty() || of.is_none(),
+                "no frontend is called {:?}: see `skiff service list`",
+                of.as_deref().unwrap_or_default()
+            );
+            backends(&all, &names, args.output)
+        }
+        ServiceVerb::Conntrack => conntrack(&inspector, &names, args.output)?,
+        ServiceVerb::Tables => tables(&inspector, args.output)?,
+    };
+    say(&text).map(drop)
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    }
+}
+
+/// The frontend as it is typed and printed.
+fn place(frontend: &Frontend) -> (String, &'static str) {
+    match *frontend {
+        Frontend::Address {
+            addr,
+            port,
+            protocol: proto,
+        } => (
+            std::net::SocketAddr::new(addr, port).to_string(),
+            protocol(proto),
+        ),
+        Frontend::NodePort {
+            family,
+            port,
+            protocol: proto,
+        } => (
+            format!("node-{family:?}:{port}").to_lowercase(),
+            protocol(proto),
+        ),
+    }
+}
+
+/// By frontend, by Service, or by Service and port.
+fn is_meant(seen: &SeenFrontend, of: &str, names: &Names) -> bool {
+    let name = names.frontend(&seen.frontend).unwrap_or_default();
+    let service = name.rsplit_once(':').map_or("", |(service, _port)| service);
+    place(&seen.frontend).0 == of || name == of || service == of
+}
+
+fn list(all: &[SeenFrontend], names: &Names, output: OutputFormat) -> String {
+    if output == OutputFormat::Json {
+        let items = all.iter().map(|seen| {
+            let (frontend, protocol) = place(&seen.frontend);
+            json!({
+                "frontend": frontend,
+                "protocol": protocol,
+                "service": names.frontend(&seen.frontend),
+                "backends": seen.inside.len(),
+                "backendsFromOutside": seen.outside.as_ref().map(Vec::len),
+                "affinitySeconds": seen.affinity_seconds,
+                "connections": seen.connections,
+            })
+        });
+        return format!("{:#}", items.collect::<serde_json::Value>());
+    }
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|seen| {
+            let (frontend, protocol) = place(&seen.frontend);
+            let outside = seen.outside.as_ref();
+            vec![
+                frontend,
+                protocol.to_owned(),
+                names.frontend(&seen.frontend).unwrap_or("-").to_owned(),
+                seen.inside.len().to_string(),
+                outside.map_or_else(|| "-".to_owned(), |set| set.len().to_string()),
+                match seen.affinity_seconds {
+                    0 => "-".to_owned(),
+                    seconds => format!("{seconds}s"),
+                },
+                seen.connections.to_string(),
+            ]
+        })
+        .collect();
+    let headings = [
+        "FRONTEND",
+        "PROTOCOL",
+        "SERVICE",
+        "BACKENDS",
+        "OUTSIDE",
+        "AFFINITY",
+        "CONNECTIONS",
+    ];
+    table::render(&headings, &rows)
+}
+
+fn backends(all: &[SeenFrontend], names: &Names, output: OutputFormat) -> String {
+    let state = |backend: &Backend| match (backend.terminating, backend.local) {
+        (true, _) => "terminating",
+        (false, true) => "local",
+        (false, false) => "ready",
+    };
+    let rows = all.iter().flat_map(|seen| {
+        let (frontend, protocol) = place(&seen.frontend);
+        seen.inside.iter().map(move |backend| {
+            let addr = std::net::SocketAddr::new(backend.addr, backend.port);
+            let pod = names.pod(backend.addr).unwrap_or("-");
+            [&frontend, protocol, &addr.to_string(), pod, state(backend)].map(str::to_owned)
+        })
+    });
+    if output == OutputFormat::Json {
+        let items = rows.map(|[frontend, protocol, backend, pod, state]| {
+            json!({"frontend": frontend, "protocol": protocol, "backend": backend, "pod": pod, "state": state})
+        });
+        return format!("{:#}", items.collect::<serde_json::Value>());
+    }
+    let rows: Vec<Vec<String>> = rows.map(Vec::from).collect();
+    table::render(&["FRONTEND", "PROTOCOL", "BACKEND", "POD", "STATE"], &rows)
+}
+
+fn conntrack(inspector: &Inspector, names: &Names, output: OutputFormat) -> Result<String> {
+    let sockets = inspector.sockets()?;
+    // The table does not say which protocol a socket speaks: the Service does, if only one of them has it.
+    let service = |asked| {
+        let by = |protocol| names.asked(asked, protocol);
+        by(Protocol::Tcp).or_else(|| by(Protocol::Udp))
+    };
+    if output == OutputFormat::Json {
+        let items = sockets.iter().map(|socket| {
+            json!({"cookie": socket.cookie, "asked": socket.asked.to_string(),
+                "backend": socket.backend.to_string(), "service": service(socket.asked)})
+        });
+        return Ok(format!("{:#}", items.collect::<serde_json::Value>()));
+    }
+    let rows: Vec<Vec<String>> = sockets
+        .iter()
+        .map(|socket| {
+            vec![
+                format!("{:x}", socket.cookie),
+                socket.asked.to_string(),
+                socket.backend.to_string(),
+                service(socket.asked).unwrap_or("-").to_owned(),
+                names.pod(socket.backend.ip()).unwrap_or("-").to_owned(),
+            ]
+        })
+        .collect();
+    let headings = ["SOCKET", "ASKED", "BACKEND", "SERVICE", "POD"];
+    Ok(table::render(&headings, &rows))
+}
+
+fn tables(inspector: &Inspector, output: OutputFormat) -> Result<String> {
+    let all = inspector.pressure()?;
+    if output == OutputFormat::Json {
+        let items = all
+            .iter()
+            .map(|table| json!({"table": table.map, "used": table.used, "limit": table.limit}));
+        return Ok(format!("{:#}", items.collect::<serde_json::Value>()));
+    }
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|table| {
+            let percent = table.used * 100 / u64::from(table.limit.max(1));
+            vec![
+                table.map.to_owned(),
+                table.used.to_string(),
+                table.limit.to_string(),
+                format!("{percent}%"),
+            ]
+        })
+        .collect();
+    Ok(table::render(&["TABLE", "USED", "LIMIT", "FULL"], &rows))
+}
