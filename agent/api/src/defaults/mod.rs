@@ -20,6 +20,7 @@ pub(crate) fn apply(kind: Kind, object: &mut Value) {
         Kind::Secret => secret(object),
         Kind::Deployment => deployment(object),
         Kind::ReplicaSet => replica_set(object),
+        Kind::NetworkPolicy => network_policy(object),
         Kind::ConfigMap | Kind::ServiceAccount | Kind::CoreEvent | Kind::Event | Kind::Lease => {}
     }
 }
@@ -130,6 +131,29 @@ fn replica_set(object: &mut Value) {
         set_default(spec, "replicas", 1);
     }
     pod::template(object);
+}
+
+/// A policy that names no types is about what comes in; about what goes out too if it has rules for that.
+fn network_policy(object: &mut Value) {
+    let Some(spec) = ensure_map(object, &["spec"]) else {
+        return;
+    };
+    let is_empty = |list: Option<&Value>| list.and_then(Value::as_array).is_none_or(Vec::is_empty);
+    if is_empty(spec.get("policyTypes")) {
+        let types = if is_empty(spec.get("egress")) {
+            json!(["Ingress"])
+        } else {
+            json!(["Ingress", "Egress"])
+        };
+        spec.insert("policyTypes".to_owned(), types);
+    }
+    for direction in ["ingress", "egress"] {
+        if let Some(spec) = object.get_mut("spec") {
+            each(spec, direction, |rule| {
+                each(rule, "ports", default_protocol)
+            });
+        }
+    }
 }
 
 #[cfg(test)]

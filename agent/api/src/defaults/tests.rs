@@ -243,3 +243,32 @@ fn odd_shapes_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn network_policies_are_about_what_comes_in_and_about_what_their_rules_are() {
+    let types = |spec: Value| {
+        let policy = defaulted(Kind::NetworkPolicy, json!({"spec": spec}));
+        policy["spec"]["policyTypes"].clone()
+    };
+    assert_eq!(types(json!({"podSelector": {}})), json!(["Ingress"]));
+    assert_eq!(types(json!({"egress": []})), json!(["Ingress"]));
+    assert_eq!(types(json!({"egress": [{}]})), json!(["Ingress", "Egress"]));
+    assert_eq!(types(json!({"policyTypes": ["Egress"]})), json!(["Egress"]));
+    let policy = defaulted(
+        Kind::NetworkPolicy,
+        json!({"spec": {"ingress": [{"ports": [{"port": 80}, {"protocol": "UDP"}]}], "egress": [{"ports": [{}]}]}}),
+    );
+    let protocol = |path: &str| policy.pointer(path).cloned();
+    assert_eq!(
+        protocol("/spec/ingress/0/ports/0/protocol"),
+        Some("TCP".into())
+    );
+    assert_eq!(
+        protocol("/spec/ingress/0/ports/1/protocol"),
+        Some("UDP".into())
+    );
+    assert_eq!(
+        protocol("/spec/egress/0/ports/0/protocol"),
+        Some("TCP".into())
+    );
+}

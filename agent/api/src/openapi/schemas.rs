@@ -36,6 +36,7 @@ pub(super) fn name_of(kind: Kind) -> &'static str {
         Kind::ReplicaSet => "io.k8s.api.apps.v1.ReplicaSet",
         Kind::EndpointSlice => "io.k8s.api.discovery.v1.EndpointSlice",
         Kind::Lease => "io.k8s.api.coordination.v1.Lease",
+        Kind::NetworkPolicy => "io.k8s.api.networking.v1.NetworkPolicy",
     }
 }
 
@@ -60,6 +61,7 @@ fn generate(kind: Kind, generator: &mut SchemaGenerator) {
         Kind::ReplicaSet => generator.subschema_for::<api::apps::v1::ReplicaSet>(),
         Kind::EndpointSlice => generator.subschema_for::<api::discovery::v1::EndpointSlice>(),
         Kind::Lease => generator.subschema_for::<api::coordination::v1::Lease>(),
+        Kind::NetworkPolicy => generator.subschema_for::<api::networking::v1::NetworkPolicy>(),
     };
 }
 

@@ -332,7 +332,8 @@ pub(crate) fn of(kind: Kind) -> &'static Schema {
         | Kind::CoreEvent
         | Kind::Event
         | Kind::EndpointSlice
-        | Kind::Lease => &ONLY_METADATA,
+        | Kind::Lease
+        | Kind::NetworkPolicy => &ONLY_METADATA,
     }
 }
 

@@ -87,6 +87,7 @@ pub enum Kind {
     ReplicaSet,
     EndpointSlice,
     Lease,
+    NetworkPolicy,
 }
 
 /// One served resource.

@@ -115,7 +115,7 @@ fn has_status(kind: Kind) -> bool {
 fn has_generation(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Pod | Kind::Deployment | Kind::ReplicaSet | Kind::EndpointSlice
+        Kind::Pod | Kind::Deployment | Kind::ReplicaSet | Kind::EndpointSlice | Kind::NetworkPolicy
     )
 }
 

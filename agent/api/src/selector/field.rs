@@ -202,6 +202,7 @@ fn unsupported(kind: Kind, field: &str) -> SelectorError {
         | Kind::Endpoints
         | Kind::EndpointSlice
         | Kind::Lease
+        | Kind::NetworkPolicy
         | Kind::Deployment => format!(
             "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
         ),

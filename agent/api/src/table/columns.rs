@@ -137,6 +137,14 @@ const ENDPOINT_SLICE: &[Column] = &[
     text("Endpoints", "Addresses of the endpoints."),
     AGE,
 ];
+const NETWORK_POLICY: &[Column] = &[
+    NAME,
+    text(
+        "Pod-Selector",
+        "Labels of the pods that the policy is about.",
+    ),
+    AGE,
+];
 const NODE: &[Column] = &[
     NAME,
     text("Status", "The status of the node"),
@@ -204,6 +212,7 @@ pub(super) fn of(kind: Kind) -> &'static [Column] {
         Kind::ReplicaSet => REPLICA_SET,
         Kind::EndpointSlice => ENDPOINT_SLICE,
         Kind::Lease => LEASE,
+        Kind::NetworkPolicy => NETWORK_POLICY,
     }
 }
 

@@ -125,6 +125,7 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         Kind::Service => network::service(object, name, age),
         Kind::Endpoints => network::endpoints(object, name, age),
         Kind::EndpointSlice => network::endpoint_slice(object, name, age),
+        Kind::NetworkPolicy => network::policy(object, name, age),
         Kind::Node => cluster::node(object, name, age),
         Kind::Deployment => cluster::deployment(object, name, age),
         Kind::ReplicaSet => cluster::replica_set(object, name, age),

@@ -1,4 +1,4 @@
-//! Services, Endpoints and EndpointSlices.
+//! Services, Endpoints, EndpointSlices and NetworkPolicies.
 
 use serde_json::{Map, Value};
 
@@ -93,6 +93,14 @@ pub(super) fn endpoints(object: &Value, name: Value, age: Value) -> Vec<Value> {
         }
     }
     vec![name, abbreviated(&list, "<none>").into(), age]
+}
+
+pub(super) fn policy(object: &Value, name: Value, age: Value) -> Vec<Value> {
+    let nothing = Value::Null;
+    let selector = at(object, &["spec", "podSelector"]).unwrap_or(&nothing);
+    let selector = LabelSelector::from_object(selector)
+        .map_or_else(|_| "<error>".to_owned(), |s| s.to_string());
+    vec![name, or(&selector, "<none>").into(), age]
 }
 
 fn join_host_port(ip: &str, port: i64) -> String {

@@ -236,6 +236,12 @@ fn endpoints_are_abbreviated() {
         row_of(Kind::EndpointSlice, &json!({}))[2..4],
         ["<unset>", "<unset>"]
     );
+    let policy = json!({"metadata": metadata(), "spec": {"podSelector": {"matchLabels": {"b": "x", "a": "y"}}}});
+    assert_eq!(
+        row_of(Kind::NetworkPolicy, &policy),
+        ["x", "a=y,b=x", "60m"]
+    );
+    assert_eq!(row_of(Kind::NetworkPolicy, &json!({}))[1], "<none>");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod endpoints;
 mod error;
 mod metadata;
 pub(crate) mod names;
+mod network_policy;
 mod node;
 mod pod;
 mod service;
@@ -43,6 +44,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Errors {
         Kind::Lease => config::validate_lease(object, &mut errors),
         Kind::Deployment => workload::validate_deployment(object, &mut errors),
         Kind::ReplicaSet => workload::validate_replica_set(object, &mut errors),
+        Kind::NetworkPolicy => network_policy::validate(object, &mut errors),
         Kind::Namespace | Kind::ServiceAccount => {}
     }
     errors

@@ -190,6 +190,7 @@ pub(crate) const DISCOVERY_AND_EXPLAIN: &[Step] = &[
             "coordination.k8s.io/v1",
             "discovery.k8s.io/v1",
             "events.k8s.io/v1",
+            "networking.k8s.io/v1",
             "\nv1",
         ],
     ),

@@ -8,6 +8,7 @@ use crate::resource::Registry;
 
 mod objects;
 mod pods;
+mod policies;
 mod workloads;
 
 fn valid(kind: Kind) -> Value {
@@ -55,6 +56,18 @@ fn valid(kind: Kind) -> Value {
         Kind::Node => {
             json!({"spec": {"podCIDRs": ["10.244.0.0/24"], "taints": [{"key": "a", "effect": "NoSchedule"}]}})
         }
+        Kind::NetworkPolicy => json!({"spec": {
+            "podSelector": {"matchLabels": {"app": "x"}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{
+                "from": [
+                    {"podSelector": {"matchLabels": {"app": "y"}}, "namespaceSelector": {}},
+                    {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+                ],
+                "ports": [{"port": "http"}, {"protocol": "UDP", "port": 53, "endPort": 60}],
+            }],
+            "egress": [{"to": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}, {}],
+        }}),
         Kind::Namespace | Kind::ServiceAccount => json!({}),
     };
     object["metadata"] = metadata;
