@@ -15,7 +15,9 @@ mod proxy;
 mod tracker;
 
 pub use crate::{
-    objects::{EndpointInfo, PortInfo, ServiceInfo, ServiceName, SliceInfo, SlicePort},
+    objects::{
+        EndpointInfo, Hints, PortInfo, ServiceInfo, ServiceName, SliceInfo, SlicePort, zone_of,
+    },
     plan::{ServicePlan, plan_service, plan_tables},
     proxy::{ProxyConfig, ProxyCounters, ProxyError, ProxyHandle, ServiceProxy},
     tracker::{TableView, Tracker},

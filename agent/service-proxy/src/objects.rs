@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
+    core::v1::{Node, Service, ServicePort, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
 use skiff_ebpf_loader::Protocol;
@@ -12,6 +12,7 @@ use skiff_ebpf_loader::Protocol;
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// Services with this label belong to another proxy.
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Namespace and name of a Service.
@@ -109,6 +110,17 @@ pub struct EndpointInfo {
     pub terminating: bool,
     /// On this node.
     pub local: bool,
+    /// Whom it is meant for.
+    pub hints: Hints,
+}
+
+/// Whom an endpoint is meant for (`hints` of the EndpointSlice).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Whether this node is among those named; none if no node is.
+    pub this_node: Option<bool>,
+    /// The zones named.
+    pub zones: Box<[Box<str>]>,
 }
 
 impl ServiceInfo {
@@ -183,6 +195,13 @@ impl SliceInfo {
     }
 }
 
+/// The zone that a node says it is in.
+#[must_use]
+pub fn zone_of(node: &Node) -> Option<String> {
+    let zone = node.metadata.labels.as_ref()?.get(LABEL_ZONE)?;
+    Some(zone.clone()).filter(|zone| !zone.is_empty())
+}
+
 fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<IpAddr> {
     let mut all = Vec::new();
     // "None" and "" are no addresses: headless.
@@ -238,5 +257,18 @@ fn endpoint_info(endpoint: &Endpoint, node: &str) -> Option<EndpointInfo> {
         serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         local: endpoint.node_name.as_deref() == Some(node),
+        hints: hints(endpoint, node),
     })
+}
+
+fn hints(endpoint: &Endpoint, node: &str) -> Hints {
+    let Some(hints) = &endpoint.hints else {
+        return Hints::default();
+    };
+    let nodes = hints.for_nodes.as_deref().unwrap_or_default();
+    let zones = hints.for_zones.iter().flatten();
+    Hints {
+        this_node: (!nodes.is_empty()).then(|| nodes.iter().any(|hint| hint.name == node)),
+        zones: zones.map(|zone| zone.name.as_str().into()).collect(),
+    }
 }

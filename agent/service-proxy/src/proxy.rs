@@ -11,7 +11,10 @@ use std::{
 };
 
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{
@@ -25,7 +28,7 @@ use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    objects::{ServiceInfo, ServiceName, SliceInfo},
+    objects::{ServiceInfo, ServiceName, SliceInfo, zone_of},
     tracker::Tracker,
 };
 
@@ -133,6 +136,7 @@ pub struct ServiceProxy {
     tracker: Tracker,
     services: Listing<ServiceName>,
     slices: Listing<(String, String)>,
+    node: Listing<()>,
     shared: Arc<Shared>,
 }
 
@@ -163,6 +167,8 @@ impl<K> Default for Listing<K> {
 enum Change {
     Service(Event<(ServiceName, Option<ServiceInfo>)>),
     Slice(Event<((String, String), Option<SliceInfo>)>),
+    /// Our node's zone.
+    Node(Event<Option<String>>),
     Failed(watcher::Error),
 }
 
@@ -182,6 +188,7 @@ impl ServiceProxy {
             tracker: Tracker::default(),
             services,
             slices,
+            node: Listing::default(),
             shared,
         }
     }
@@ -233,7 +240,8 @@ impl ServiceProxy {
                 self.take(change);
             }
             let waiting = retry_at.is_some_and(|at| at > time::Instant::now());
-            if !self.services.complete || !self.slices.complete || waiting {
+            let complete = self.services.complete && self.slices.complete && self.node.complete;
+            if !complete || waiting {
                 continue;
             }
             if self.apply(full) {
@@ -276,6 +284,19 @@ impl ServiceProxy {
                 self.tracker
                     .retain_slices(&std::mem::take(&mut self.slices.seen));
                 self.slices.complete = true;
+            }
+            Change::Node(Event::Init) => self.node.seen.clear(),
+            Change::Node(Event::InitApply(zone)) => {
+                self.node.seen.insert(());
+                self.tracker.set_zone(zone);
+            }
+            Change::Node(Event::Apply(zone)) => self.tracker.set_zone(zone),
+            Change::Node(Event::Delete(_)) => self.tracker.set_zone(None),
+            Change::Node(Event::InitDone) => {
+                if self.node.seen.is_empty() {
+                    self.tracker.set_zone(None);
+                }
+                self.node.complete = true;
             }
         }
     }
@@ -322,7 +343,9 @@ impl ServiceProxy {
 fn changes(client: Client, node: String) -> impl Stream<Item = Change> {
     let config = watcher::Config::default;
     let services = watcher(Api::<Service>::all(client.clone()), config()).default_backoff();
-    let slices = watcher(Api::<EndpointSlice>::all(client), config()).default_backoff();
+    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), config()).default_backoff();
+    let ours = config().fields(&format!("metadata.name={node}"));
+    let nodes = watcher(Api::<Node>::all(client), ours).default_backoff();
     let service = |service: Service| {
         let info = ServiceInfo::of(&service);
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
@@ -335,7 +358,11 @@ fn changes(client: Client, node: String) -> impl Stream<Item = Change> {
             info,
         )
     };
-    stream::select(
+    let nodes = nodes.map(|result| match result {
+        Ok(event) => Change::Node(map_event(event, |node| zone_of(&node))),
+        Err(error) => Change::Failed(error),
+    });
+    let objects = stream::select(
         services.map(move |result| match result {
             Ok(event) => Change::Service(map_event(event, service)),
             Err(error) => Change::Failed(error),
@@ -344,7 +371,8 @@ fn changes(client: Client, node: String) -> impl Stream<Item = Change> {
             Ok(event) => Change::Slice(map_event(event, &slice)),
             Err(error) => Change::Failed(error),
         }),
-    )
+    );
+    stream::select(objects, nodes)
 }
 
 fn map_event<K, T>(event: Event<K>, f: impl FnOnce(K) -> T) -> Event<T> {

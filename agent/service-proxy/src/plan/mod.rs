@@ -7,7 +7,7 @@ use skiff_ebpf_loader::{
 };
 
 use crate::{
-    objects::{EndpointInfo, PortInfo, ServiceInfo, ServiceName, SliceInfo},
+    objects::{EndpointInfo, Hints, PortInfo, ServiceInfo, ServiceName, SliceInfo},
     tracker::Tracker,
 };
 
@@ -20,15 +20,16 @@ pub struct ServicePlan {
     pub frontends: Vec<(Frontend, FrontendSpec)>,
 }
 
-/// Plans one Service.
+/// Plans one Service, for a node in that zone.
 pub fn plan_service<'a>(
     name: &ServiceName,
     service: &ServiceInfo,
     slices: impl Iterator<Item = &'a SliceInfo> + Clone,
+    zone: Option<&str>,
 ) -> ServicePlan {
     let mut plan = ServicePlan::default();
     for port in &service.ports {
-        plan_port(&mut plan, name, service, port, slices.clone());
+        plan_port(&mut plan, name, service, port, (slices.clone(), zone));
     }
     plan
 }
@@ -38,7 +39,7 @@ fn plan_port<'a>(
     name: &ServiceName,
     service: &ServiceInfo,
     port: &PortInfo,
-    slices: impl Iterator<Item = &'a SliceInfo>,
+    (slices, zone): (impl Iterator<Item = &'a SliceInfo>, Option<&str>),
 ) {
     let endpoints = endpoints_of(service, port, slices);
     for family in [IpFamily::V4, IpFamily::V6] {
@@ -50,7 +51,7 @@ fn plan_port<'a>(
             let endpoints = endpoints
                 .iter()
                 .filter(|(_, e)| IpFamily::of(e.addr) == family);
-            plan_family(plan, name, service, port, (family, endpoints));
+            plan_family(plan, name, service, port, (family, endpoints, zone));
         }
     }
 }
@@ -61,17 +62,21 @@ fn plan_family<'a>(
     name: &ServiceName,
     service: &ServiceInfo,
     port: &PortInfo,
-    (family, endpoints): (
+    (family, endpoints, zone): (
         IpFamily,
         impl Iterator<Item = &'a (u16, EndpointInfo)> + Clone,
+        Option<&str>,
     ),
 ) {
     let set = set_id(name, port, family, "cluster");
-    plan.sets.push((set, usable(endpoints.clone())));
+    let near = Reach::of(endpoints.clone(), zone);
+    plan.sets.push((set, usable(endpoints.clone(), near)));
     let local_set = (service.internal_local || service.external_local).then(|| {
         let local = set_id(name, port, family, "local");
-        plan.sets
-            .push((local, usable(endpoints.filter(|(_, e)| e.local))));
+        plan.sets.push((
+            local,
+            usable(endpoints.filter(|(_, e)| e.local), Reach::Any),
+        ));
         local
     });
     let spec = |inside, outside| FrontendSpec {
@@ -160,15 +165,72 @@ fn endpoints_of<'a>(
         .collect()
 }
 
-/// The ready ones; if there is none, those that are terminating but still serve.
-fn usable<'a>(endpoints: impl Iterator<Item = &'a (u16, EndpointInfo)> + Clone) -> Vec<Backend> {
+/// Which of the ready endpoints of a Service a node uses (upstream's topology mode).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach<'a> {
+    /// All.
+    Any,
+    /// Those meant for the node's zone.
+    Zone(&'a str),
+    /// Those meant for the node.
+    Node,
+}
+
+impl<'a> Reach<'a> {
+    /// Hints are followed only if every ready endpoint has them and one of them is meant for us: half-written hints must
+    /// not leave a node without endpoints, or with too few.
+    fn of<'e>(
+        endpoints: impl Iterator<Item = &'e (u16, EndpointInfo)> + Clone,
+        zone: Option<&'a str>,
+    ) -> Self {
+        let mut ready = endpoints.filter(|(_, e)| e.ready).map(|(_, e)| &e.hints);
+        // Most Services have no hints at all.
+        let first = ready.clone().next();
+        if first.is_none_or(|hints| hints.this_node.is_none() && hints.zones.is_empty()) {
+            return Self::Any;
+        }
+        let mut all = ready.clone();
+        if all.all(|hints| hints.this_node.is_some())
+            && ready.clone().any(|hints| hints.this_node == Some(true))
+        {
+            return Self::Node;
+        }
+        match zone {
+            Some(zone)
+                if ready.clone().all(|hints| !hints.zones.is_empty())
+                    && ready.any(|hints| names_zone(hints, zone)) =>
+            {
+                Self::Zone(zone)
+            }
+            _ => Self::Any,
+        }
+    }
+
+    fn has(self, endpoint: &EndpointInfo) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Zone(zone) => names_zone(&endpoint.hints, zone),
+            Self::Node => endpoint.hints.this_node == Some(true),
+        }
+    }
+}
+
+fn names_zone(hints: &Hints, zone: &str) -> bool {
+    hints.zones.iter().any(|named| &**named == zone)
+}
+
+/// The ready ones within reach; if there is none, those that are terminating but still serve, wherever they are.
+fn usable<'a>(
+    endpoints: impl Iterator<Item = &'a (u16, EndpointInfo)> + Clone,
+    reach: Reach<'_>,
+) -> Vec<Backend> {
     let backend = |(port, endpoint): &(u16, EndpointInfo), terminating| Backend {
         addr: endpoint.addr,
         port: *port,
         local: endpoint.local,
         terminating,
     };
-    let ready = endpoints.clone().filter(|(_, e)| e.ready);
+    let ready = endpoints.clone().filter(|(_, e)| e.ready && reach.has(e));
     let ready: Vec<Backend> = ready.map(|endpoint| backend(endpoint, false)).collect();
     if !ready.is_empty() {
         return ready;

@@ -49,7 +49,7 @@ fn slice(port: &Value, points: &[Point]) -> SliceInfo {
 
 fn plan(spec: &Value, slices: &[SliceInfo]) -> ServicePlan {
     let (name, info) = service(spec);
-    plan_service(&name, &info.unwrap(), slices.iter())
+    plan_service(&name, &info.unwrap(), slices.iter(), None)
 }
 
 fn cluster_ip() -> Value {
@@ -248,4 +248,154 @@ fn the_whole_tables_are_the_sum_of_the_services() {
     let alone = plan(&cluster_ip(), std::slice::from_ref(&slice));
     assert_eq!(tables.sets, alone.sets.into_iter().collect());
     assert_eq!(tables.frontends, alone.frontends.into_iter().collect());
+}
+
+/// Addresses of the endpoints that a node in zone "a" uses. Each has its conditions, the zones and the nodes that it is meant for.
+fn near(points: &[([Option<bool>; 3], &str, &str)], zone: Option<&str>) -> Vec<String> {
+    let names = |list: &str| -> Vec<Value> {
+        let names = list.split_whitespace();
+        names.map(|name| json!({"name": name})).collect()
+    };
+    let endpoints: Vec<Value> = points
+        .iter()
+        .enumerate()
+        .map(|(number, ([ready, serving, terminating], zones, nodes))| {
+            json!({"addresses": [format!("10.0.0.{number}")],
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+                "hints": {"forZones": names(zones), "forNodes": names(nodes)}})
+        })
+        .collect();
+    let object: EndpointSlice = serde_json::from_value(json!({
+        "addressType": "IPv4", "ports": [{"port": 1}], "endpoints": endpoints,
+        "metadata": {"namespace": "dev", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+    }))
+    .unwrap();
+    let (name, info) = service(&cluster_ip());
+    let slice = SliceInfo::of(&object, NODE).unwrap();
+    let plan = plan_service(&name, &info.unwrap(), [&slice].into_iter(), zone);
+    let last = |addr: &IpAddr| addr.to_string().replace("10.0.0.", "");
+    plan.sets[0].1.iter().map(|b| last(&b.addr)).collect()
+}
+
+/// Name, the endpoints, and who is used by a node in zone "a".
+type HintCase = (
+    &'static str,
+    &'static [([Option<bool>; 3], &'static str, &'static str)],
+    &'static [&'static str],
+);
+
+#[test]
+fn hints_are_followed_only_if_all_ready_endpoints_have_them_and_one_is_meant_for_us() {
+    let cases: [HintCase; 10] = [
+        (
+            "ours and another's",
+            &[(READY, "a", ""), (READY, "b", "")],
+            &["0"],
+        ),
+        (
+            "several zones",
+            &[(READY, "b a", ""), (READY, "a", ""), (READY, "b", "")],
+            &["0", "1"],
+        ),
+        (
+            "one without",
+            &[(READY, "a", ""), (READY, "", "")],
+            &["0", "1"],
+        ),
+        (
+            "none for us",
+            &[(READY, "b", ""), (READY, "c", "")],
+            &["0", "1"],
+        ),
+        (
+            "one without, but not ready",
+            &[(READY, "a", ""), (STARTING, "", ""), (READY, "b", "")],
+            &["0"],
+        ),
+        (
+            "the only one for us is not ready",
+            &[(STARTING, "a", ""), (READY, "b", "")],
+            &["1"],
+        ),
+        (
+            "none ready: the last resort knows no zones",
+            &[(LEAVING, "b", ""), (LEAVING, "a", "")],
+            &["0", "1"],
+        ),
+        (
+            "the node before the zone",
+            &[
+                (READY, "a", NODE),
+                (READY, "a", "other"),
+                (READY, "b", "other"),
+            ],
+            &["0"],
+        ),
+        (
+            "no endpoint for the node: the zone",
+            &[(READY, "a", "other"), (READY, "b", "another")],
+            &["0"],
+        ),
+        (
+            "one without a node: the zone",
+            &[(READY, "a", NODE), (READY, "a", ""), (READY, "b", NODE)],
+            &["0", "1"],
+        ),
+    ];
+    for (name, points, expected) in cases {
+        assert_eq!(near(points, Some("a")), expected, "{name}");
+    }
+    let points = [(READY, "a", ""), (READY, "b", "")];
+    assert_eq!(near(&points, None), ["0", "1"], "a node without a zone");
+}
+
+#[test]
+fn local_traffic_falls_back_to_local_endpoints_on_their_way_out_and_never_to_remote_ones() {
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.5",
+        "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    // Name, the endpoints, those for all traffic, those for local traffic.
+    type Case = (
+        &'static str,
+        &'static [Point],
+        &'static [&'static str],
+        &'static [&'static str],
+    );
+    let cases: [Case; 5] = [
+        (
+            "local and ready",
+            &[("10.0.0.1", NODE, READY), ("10.0.0.2", "other", READY)],
+            &["10.0.0.1:1", "10.0.0.2:1"],
+            &["10.0.0.1:1"],
+        ),
+        (
+            "a ready one elsewhere does not keep local ones from draining",
+            &[("10.0.0.1", NODE, LEAVING), ("10.0.0.2", "other", READY)],
+            &["10.0.0.2:1"],
+            &["10.0.0.1:1"],
+        ),
+        (
+            "local but starting",
+            &[("10.0.0.1", NODE, STARTING), ("10.0.0.2", "other", READY)],
+            &["10.0.0.2:1"],
+            &[],
+        ),
+        (
+            "all leave",
+            &[("10.0.0.1", NODE, LEAVING), ("10.0.0.2", "other", LEAVING)],
+            &["10.0.0.1:1", "10.0.0.2:1"],
+            &["10.0.0.1:1"],
+        ),
+        (
+            "local ones no longer serve",
+            &[("10.0.0.1", NODE, GONE), ("10.0.0.2", "other", READY)],
+            &["10.0.0.2:1"],
+            &[],
+        ),
+    ];
+    for (name, points, cluster, local) in cases {
+        let plan = plan(&spec, &[slice(&json!({"port": 1}), points)]);
+        assert_eq!(members(&plan, 0), cluster, "{name}");
+        assert_eq!(members(&plan, 1), local, "{name}");
+    }
 }

@@ -57,6 +57,8 @@ pub struct Tracker {
     owners: HashMap<Frontend, ServiceName>,
     /// Frontends that more than one Service wants, oldest first; the owner is among them.
     contested: HashMap<Frontend, BTreeSet<(i64, ServiceName)>>,
+    /// The node's zone.
+    zone: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,14 @@ struct Known {
 }
 
 impl Tracker {
+    /// The node is in that zone, or (with none) in none that anybody knows.
+    pub fn set_zone(&mut self, zone: Option<String>) {
+        if self.zone != zone {
+            self.zone = zone;
+            self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
     /// A Service is (or, with none, is not) there.
     pub fn set_service(&mut self, name: ServiceName, service: Option<ServiceInfo>) {
         if service.is_none() && !self.services.contains_key(&name) {
@@ -205,7 +215,9 @@ impl Tracker {
             return;
         };
         let plan = match &known.service {
-            Some(service) => plan_service(name, service, known.slices.values()),
+            Some(service) => {
+                plan_service(name, service, known.slices.values(), self.zone.as_deref())
+            }
             None => ServicePlan::default(),
         };
         let sets: Vec<SetId> = plan.sets.iter().map(|(id, _)| *id).collect();

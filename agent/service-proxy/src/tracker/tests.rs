@@ -5,7 +5,7 @@ use skiff_ebpf_loader::Protocol;
 
 use super::*;
 use crate::{
-    objects::{EndpointInfo, PortInfo, SlicePort},
+    objects::{EndpointInfo, Hints, PortInfo, SlicePort},
     plan::plan_tables,
 };
 
@@ -90,6 +90,10 @@ fn slice(of: u8, endpoints: u8) -> SliceInfo {
         serving: true,
         terminating: false,
         local: number == 1,
+        hints: Hints {
+            this_node: None,
+            zones: Box::from([format!("z{}", number % 2).into()]),
+        },
     };
     let port = |number| SlicePort {
         name: format!("p{number}"),
@@ -218,4 +222,23 @@ fn what_a_complete_list_does_not_name_is_gone() {
         tables.sets.values().collect::<Vec<_>>(),
         [&Vec::<Backend>::new()]
     );
+}
+
+#[test]
+fn a_node_that_learns_its_zone_uses_the_endpoints_meant_for_it() {
+    let mut tracker = Tracker::default();
+    let mut tables = DesiredTables::default();
+    tracker.set_service(name(1), Some(service(0, 1, 1, false)));
+    tracker.set_slice("dev", "slice1", Some(slice(1, 3)));
+    catch_up(&mut tracker, &mut tables);
+    let members = |tables: &DesiredTables| tables.sets.values().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(members(&tables), [3]);
+    tracker.set_zone(Some("z1".to_owned()));
+    catch_up(&mut tracker, &mut tables);
+    assert_eq!(members(&tables), [2]);
+    tracker.set_zone(Some("z1".to_owned()));
+    assert!(!tracker.is_dirty());
+    tracker.set_zone(None);
+    catch_up(&mut tracker, &mut tables);
+    assert_eq!(members(&tables), [3]);
 }

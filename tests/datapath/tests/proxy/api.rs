@@ -16,6 +16,7 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 
 pub(crate) const SERVICES: &str = "/api/v1/services";
+pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
 type AnyBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -78,7 +79,7 @@ impl FakeApi {
     fn answer(&self, request: &Request<Body>) -> Response<AnyBody> {
         let mut inner = self.inner.lock().unwrap();
         let path = request.uri().path();
-        let kind = [SERVICES, SLICES]
+        let kind = [SERVICES, NODES, SLICES]
             .into_iter()
             .find(|kind| *kind == path)
             .unwrap();
