@@ -234,6 +234,16 @@ fn validate_policies(object: &Value, kind: &str, errors: &mut Errors) {
             one_of("spec.ipFamilyPolicy", policy, policies, errors);
         }
     }
+    let distribution = text(object, &["spec", "trafficDistribution"]);
+    if !distribution.is_empty() {
+        let distributions = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+        one_of(
+            "spec.trafficDistribution",
+            distribution,
+            distributions,
+            errors,
+        );
+    }
 }
 
 pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort, ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -164,10 +166,12 @@ fn endpoint_of(
     let hostname = spec
         .and_then(|s| s.hostname.clone())
         .filter(|h| in_subdomain && !h.is_empty());
+    let ready = publishes_not_ready(service) || (serving && !terminating);
+    let zone = node.and_then(zone_of);
     Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes_not_ready(service) || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
@@ -180,9 +184,39 @@ fn endpoint_of(
             uid: pod.metadata.uid.clone(),
             ..ObjectReference::default()
         }),
-        zone: node.and_then(zone_of),
+        hints: ready
+            .then(|| hints_of(service, node, zone.as_deref()))
+            .flatten(),
+        zone,
         ..Endpoint::default()
     }
+}
+
+/// Whom a ready endpoint is meant for, by the Service's `trafficDistribution`. Proxies look at the hints of ready endpoints only.
+fn hints_of(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let spec = service.spec.as_ref()?;
+    let for_zones = zone.map(|zone| {
+        vec![ForZone {
+            name: zone.to_owned(),
+        }]
+    });
+    let hints = match spec.traffic_distribution.as_deref()? {
+        "PreferClose" | "PreferSameZone" => EndpointHints {
+            for_zones,
+            ..EndpointHints::default()
+        },
+        // The zone is for nodes that have no endpoint of their own.
+        "PreferSameNode" => EndpointHints {
+            for_nodes: node.map(|node| {
+                vec![ForNode {
+                    name: node.to_owned(),
+                }]
+            }),
+            for_zones,
+        },
+        _ => return None,
+    };
+    (hints != EndpointHints::default()).then_some(hints)
 }
 
 /// Labels of the Service's slices.

@@ -84,6 +84,67 @@ fn conditions_tell_ready_serving_and_terminating() {
 }
 
 #[test]
+fn hints_follow_the_traffic_distribution() {
+    let zone = json!({"forZones": [{"name": "z"}]});
+    let node = json!({"forNodes": [{"name": "n"}]});
+    let both = json!({"forNodes": [{"name": "n"}], "forZones": [{"name": "z"}]});
+    // Distribution, whether the node has a zone, whether the pod is ready, hints.
+    let table = [
+        (json!(null), true, true, json!(null)),
+        (json!("PreferClose"), true, true, zone.clone()),
+        (json!("PreferSameZone"), true, true, zone),
+        (json!("PreferSameZone"), false, true, json!(null)),
+        (json!("PreferSameNode"), true, true, both),
+        (json!("PreferSameNode"), false, true, node),
+        (json!("PreferSameZone"), true, false, json!(null)),
+    ];
+    for (distribution, zoned, ready, expected) in table {
+        let s = service(&json!({"trafficDistribution": distribution}));
+        let zone = |_: &str| zoned.then(|| "z".to_owned());
+        let found = plan_backends(&s, &[pod(1, ready, false, 80)], zone);
+        let hints = serde_json::to_value(&found[0].endpoint.hints).unwrap();
+        assert_eq!(hints, expected, "{distribution} {zoned} {ready}");
+    }
+}
+
+#[test]
+fn a_dual_stack_service_has_slices_of_both_address_types() {
+    let s = service(&json!({"ipFamilies": ["IPv6", "IPv4"]}));
+    let mut both = (*pod(1, true, false, 80)).clone();
+    both.status.as_mut().unwrap().pod_ips = serde_json::from_value(json!([
+        {"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "fd00::2"},
+    ]))
+    .unwrap();
+    let mut slices = Vec::new();
+    sync(&s, &[Arc::new(both), pod(2, true, false, 80)], &mut slices);
+    let said = |slices: &[Arc<EndpointSlice>]| {
+        let mut said: Vec<_> = slices
+            .iter()
+            .flat_map(|s| {
+                s.endpoints
+                    .iter()
+                    .flatten()
+                    .map(|e| (s.address_type.clone(), e.addresses.clone()))
+            })
+            .collect();
+        said.sort();
+        said
+    };
+    let entry = |family: &str, address: &str| (family.to_owned(), vec![address.to_owned()]);
+    let expected = [
+        entry("IPv4", "10.0.0.1"),
+        entry("IPv4", "10.0.0.2"),
+        entry("IPv6", "fd00::1"),
+    ];
+    assert_eq!(said(&slices), expected);
+    // Of one family again: the other's slice goes.
+    let s = service(&json!({"ipFamilies": ["IPv4"]}));
+    sync(&s, &[pod(1, true, false, 80)], &mut slices);
+    assert_eq!(said(&slices), [entry("IPv4", "10.0.0.1")]);
+    assert!(slices.iter().all(|s| s.address_type == "IPv4"));
+}
+
+#[test]
 fn pods_without_address_or_finished_are_no_endpoints() {
     let mut unborn = (*pod(1, false, false, 80)).clone();
     unborn.status.as_mut().unwrap().pod_ip = None;

@@ -99,11 +99,19 @@ fn metadata() {
     );
     check(
         Kind::Service,
-        &[(
-            "/metadata/name",
-            json!("1a"),
-            &["metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of"],
-        )],
+        &[
+            (
+                "/metadata/name",
+                json!("1a"),
+                &["metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of"],
+            ),
+            ("/spec/trafficDistribution", json!("PreferSameNode"), &[]),
+            (
+                "/spec/trafficDistribution",
+                json!("Nearby"),
+                &["spec.trafficDistribution: Unsupported value: \"Nearby\": supported values: "],
+            ),
+        ],
     );
     check(
         Kind::CoreEvent,
