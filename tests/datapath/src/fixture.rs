@@ -1,26 +1,33 @@
 //! The Services that most tests use.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use anyhow::Result;
 use skiff_ebpf_loader::{
     Backend, Datapath, DesiredTables, Frontend, FrontendSpec, Protocol, SetId,
 };
 
-use crate::{PODS, Probe, TestNode, protocol::Command};
+use crate::{PODS, PODS6, Probe, TestNode, protocol::Command};
 
 /// A Service with backends.
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 80), 80);
 /// A Service without.
 pub const EMPTY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 81), 80);
+/// An IPv6 Service with backends.
+pub const VIP6: SocketAddrV6 =
+    SocketAddrV6::new(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x80), 80, 0, 0);
+/// An IPv6 Service without.
+pub const EMPTY6: SocketAddrV6 =
+    SocketAddrV6::new(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x81), 80, 0, 0);
 /// Where the backends listen.
 pub const TARGET: u16 = 8080;
 
 /// A TCP frontend.
 #[must_use]
-pub fn tcp(addr: SocketAddrV4) -> Frontend {
+pub fn tcp(addr: impl Into<SocketAddr>) -> Frontend {
+    let addr = addr.into();
     Frontend::Address {
-        addr: (*addr.ip()).into(),
+        addr: addr.ip(),
         port: addr.port(),
         protocol: Protocol::Tcp,
     }
@@ -28,9 +35,10 @@ pub fn tcp(addr: SocketAddrV4) -> Frontend {
 
 /// A UDP frontend.
 #[must_use]
-pub fn udp(addr: SocketAddrV4) -> Frontend {
+pub fn udp(addr: impl Into<SocketAddr>) -> Frontend {
+    let addr = addr.into();
     Frontend::Address {
-        addr: (*addr.ip()).into(),
+        addr: addr.ip(),
         port: addr.port(),
         protocol: Protocol::Udp,
     }
@@ -83,6 +91,24 @@ pub fn tables(count: usize) -> DesiredTables {
     }
 }
 
+/// The first pods' IPv6 addresses behind TCP and UDP of [`VIP6`], nothing behind [`EMPTY6`].
+#[must_use]
+pub fn tables6(count: usize) -> DesiredTables {
+    let none = SetId::of(&["test", "empty", "http"]);
+    let pods = PODS6.iter().take(count);
+    let pods = pods.map(|addr| Backend::new((*addr).into(), TARGET));
+    DesiredTables {
+        sets: [(web(), pods.collect()), (none, Vec::new())].into(),
+        frontends: [
+            (tcp(VIP6), spec(web())),
+            (udp(VIP6), spec(web())),
+            (tcp(EMPTY6), spec(none)),
+            (udp(EMPTY6), spec(none)),
+        ]
+        .into(),
+    }
+}
+
 /// Makes the tables so.
 ///
 /// # Errors
@@ -98,16 +124,14 @@ pub fn program(datapath: &mut Datapath, tables: &DesiredTables) -> Result<()> {
 /// If they cannot be started.
 pub fn servers(node: &TestNode) -> Result<Probe> {
     let mut probe = node.pod()?;
-    for addr in PODS {
-        let (addr, name) = (SocketAddrV4::new(addr, TARGET), addr.to_string());
+    let all = PODS.into_iter().map(IpAddr::from);
+    for ip in all.chain(PODS6.into_iter().map(IpAddr::from)) {
+        let (addr, name) = (SocketAddr::new(ip, TARGET), ip.to_string());
         probe.tell(&Command::TcpServe {
-            addr: addr.into(),
+            addr,
             name: name.clone(),
         })?;
-        probe.tell(&Command::UdpServe {
-            addr: addr.into(),
-            name,
-        })?;
+        probe.tell(&Command::UdpServe { addr, name })?;
     }
     Ok(probe)
 }

@@ -9,7 +9,10 @@ mod probe;
 pub mod protocol;
 
 pub use crate::{
-    fixture::{EMPTY, TARGET, VIP, pod_names, pods, program, servers, spec, tables, tcp, udp, web},
-    node::{NODE, PODS, TestNode, ip},
+    fixture::{
+        EMPTY, EMPTY6, TARGET, VIP, VIP6, pod_names, pods, program, servers, spec, tables, tables6,
+        tcp, udp, web,
+    },
+    node::{NODE, NODE6, PODS, PODS6, TestNode, ip},
     probe::Probe,
 };

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -25,6 +25,16 @@ pub const PODS: [Ipv4Addr; 5] = [
     Ipv4Addr::new(10, 88, 0, 4),
     Ipv4Addr::new(10, 88, 0, 5),
     Ipv4Addr::new(10, 88, 0, 6),
+];
+/// The node's own IPv6 address.
+pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1);
+/// The pod's IPv6 addresses.
+pub const PODS6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 2),
+    Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 3),
+    Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 4),
+    Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 5),
+    Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 6),
 ];
 
 /// A cgroup, a folder for pins, a network namespace for the node and one for pods, joined by a veth pair.
@@ -78,12 +88,23 @@ impl TestNode {
                 &["address", "add", &format!("{addr}/24"), "dev", "eth0"],
             )?;
         }
+        // No duplicate can be on a link that only we use, and looking for one takes seconds.
+        let add6 = |netns: &Path, addr: Ipv6Addr, link| {
+            let addr = format!("{addr}/64");
+            ip(netns, &["address", "add", &addr, "dev", link, "nodad"])
+        };
+        add6(host, NODE6, "pod0")?;
+        for addr in PODS6 {
+            add6(pod, addr, "eth0")?;
+        }
         ip(host, &["link", "set", "pod0", "up"])?;
         ip(pod, &["link", "set", "eth0", "up"])?;
         ip(pod, &["route", "add", "default", "via", &NODE.to_string()])?;
         for netns in [host, pod] {
             // As on every node: what was not translated goes nowhere.
-            ip(netns, &["route", "add", "unreachable", "10.96.0.0/16"])?;
+            for range in ["10.96.0.0/16", "fd96::/112"] {
+                ip(netns, &["route", "add", "unreachable", range])?;
+            }
         }
         Ok(node)
     }
@@ -125,7 +146,7 @@ impl TestNode {
         let netns_cookie = NetNs::open(&self.netns)?.run(netns_cookie)??;
         Ok(NodeSettings {
             node_ports: 30_000..=32_767,
-            addresses: vec![NODE.into()],
+            addresses: vec![NODE.into(), NODE6.into()],
             netns_cookie,
         })
     }
