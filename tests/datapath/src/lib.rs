@@ -5,8 +5,8 @@
 
 mod fixture;
 mod node;
-mod probe;
-pub mod protocol;
+
+pub use skiff_test_harness::probe::{Probe, protocol};
 
 pub use crate::{
     fixture::{
@@ -14,5 +14,4 @@ pub use crate::{
         tcp, udp, web,
     },
     node::{NODE, NODE6, PODS, PODS6, TestNode, ip},
-    probe::Probe,
 };

@@ -3,6 +3,7 @@
 
 mod cluster;
 pub(crate) mod leftovers;
+pub mod probe;
 pub mod scene;
 
 use std::{

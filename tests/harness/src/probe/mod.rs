@@ -1,4 +1,10 @@
-//! A child process in a cgroup and a network namespace.
+//! A child process in a cgroup and a network namespace that opens sockets on command.
+//!
+//! The process is the test's own binary or one beside it whose `main` calls [`main`].
+
+pub mod protocol;
+mod serve;
+mod socket;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -7,8 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use protocol::{Answer, Command};
 
-use crate::protocol::{Answer, Command};
+pub use serve::main;
 
 /// A process that opens sockets on command. Ended when dropped.
 #[derive(Debug)]
@@ -19,12 +26,24 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts `program` (the `datapath-probe` binary) in `netns`, and in `cgroup` if one is given.
+    /// Starts `program` (the test's probe binary) in `netns`, and in `cgroup` if one is given.
     ///
     /// # Errors
     /// If it cannot be started or does not get there.
     pub fn start(program: &Path, cgroup: Option<&Path>, netns: &Path) -> Result<Self> {
-        let mut child = std::process::Command::new(program)
+        Self::start_by(&mut std::process::Command::new(program), cgroup, netns)
+    }
+
+    /// As [`Probe::start`], for a program that becomes a probe when it gets the command's arguments first.
+    ///
+    /// # Errors
+    /// If it cannot be started or does not get there.
+    pub fn start_by(
+        command: &mut std::process::Command,
+        cgroup: Option<&Path>,
+        netns: &Path,
+    ) -> Result<Self> {
+        let mut child = command
             .arg(cgroup.unwrap_or(Path::new("-")))
             .arg(netns)
             .stdin(Stdio::piped())
