@@ -58,8 +58,6 @@ pub struct ServiceInfo {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
-    /// `publishNotReadyAddresses`.
-    pub publish_not_ready: bool,
 }
 
 /// A port of a Service.
@@ -164,7 +162,6 @@ impl ServiceInfo {
             affinity_seconds: affinity_seconds(spec),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         })
     }
 }

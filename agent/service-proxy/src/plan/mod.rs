@@ -41,7 +41,7 @@ fn plan_port<'a>(
     port: &PortInfo,
     (slices, zone): (impl Iterator<Item = &'a SliceInfo>, Option<&str>),
 ) {
-    let endpoints = endpoints_of(service, port, slices);
+    let endpoints = endpoints_of(port, slices);
     for family in [IpFamily::V4, IpFamily::V6] {
         if service
             .cluster_ips
@@ -140,7 +140,6 @@ fn set_id(name: &ServiceName, port: &PortInfo, family: IpFamily, scope: &str) ->
 
 /// The endpoints of one port, each once: an endpoint may be in two slices while it moves from one to the other.
 fn endpoints_of<'a>(
-    service: &ServiceInfo,
     port: &PortInfo,
     slices: impl Iterator<Item = &'a SliceInfo>,
 ) -> Vec<(u16, EndpointInfo)> {
@@ -149,13 +148,11 @@ fn endpoints_of<'a>(
         let ports = slice.ports.iter();
         for target in ports.filter(|p| p.name == port.name && p.protocol == port.protocol) {
             for endpoint in &slice.endpoints {
-                let mut endpoint = endpoint.clone();
-                endpoint.ready |= service.publish_not_ready;
                 let known = all
                     .entry((endpoint.addr, target.port))
-                    .or_insert(endpoint.clone());
+                    .or_insert_with(|| endpoint.clone());
                 if endpoint.ready && !known.ready {
-                    *known = endpoint;
+                    *known = endpoint.clone();
                 }
             }
         }

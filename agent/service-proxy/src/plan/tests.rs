@@ -114,14 +114,14 @@ fn ready_endpoints_are_used_and_others_only_if_they_still_serve_and_nothing_is_r
 }
 
 #[test]
-fn publish_not_ready_addresses_makes_all_ready() {
+fn publish_not_ready_addresses_is_left_to_the_controller_which_says_ready() {
     let mut spec = cluster_ip();
     spec["publishNotReadyAddresses"] = json!(true);
     let plan = plan(
         &spec,
         &[slice(&json!({"port": 1}), &[("10.0.0.1", "n", STARTING)])],
     );
-    assert_eq!(members(&plan, 0), ["10.0.0.1:1"]);
+    assert_eq!(members(&plan, 0), [""; 0]);
 }
 
 #[test]

@@ -79,7 +79,6 @@ fn service(created: u8, ip: u8, ports: u8, local: bool) -> ServiceInfo {
         affinity_seconds: 0,
         internal_local: local,
         external_local: false,
-        publish_not_ready: false,
     }
 }
 
