@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{check, command, paths, setup};
@@ -11,6 +11,10 @@ use crate::{check, command, paths, setup};
 pub(crate) struct TestArgs {
     /// Classes to run; all of them by default.
     classes: Vec<Class>,
+    /// With `semantics`: plays the cases with another proxy than ours. For `sh`, in the node's network namespace and
+    /// cgroup, with KUBECONFIG, NODE_NAME, NODE_IPS, POD_CIDRS, CGROUP_ROOT and RUN_DIR in its environment.
+    #[arg(long, value_name = "CMD")]
+    proxy: Option<String>,
 }
 
 /// What a test needs, and so where it is.
@@ -22,12 +26,17 @@ enum Class {
     Unit,
     /// Network namespaces, cgroups, real kernel programs, containers: the crates under tests/.
     System,
+    /// What a Service is: the cases of tests/semantics, a part of `system`.
+    Semantics,
     /// The whole cluster with upstream's kubectl and a real registry.
     E2e,
 }
 
 /// Sets up, builds and runs them; ends with the runner's own summary.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    if args.proxy.is_some() && args.classes != [Class::Semantics] {
+        bail!("--proxy goes with the class `semantics` and no other");
+    }
     setup::run()?;
     let wanted = |class| args.classes.is_empty() || args.classes.contains(&class);
     if wanted(Class::Check) {
@@ -50,9 +59,14 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     if wanted(Class::System) {
         build_fuzz_targets()?;
     }
+    let proxy = args
+        .proxy
+        .iter()
+        .map(|proxy| ("SKIFF_SEMANTICS_PROXY", proxy));
     command::run(
         Command::new("cargo")
             .current_dir(paths::root())
+            .envs(proxy)
             .args([
                 "nextest",
                 "run",
@@ -98,6 +112,7 @@ fn filter(classes: &[Class]) -> String {
             Class::Check => {}
             Class::Unit => parts.push(format!("not {system}")),
             Class::System => parts.push(format!("({system} and not {e2e})")),
+            Class::Semantics => parts.push("package(skiff-tests-semantics)".to_owned()),
             Class::E2e => parts.push(e2e.to_owned()),
         }
     }

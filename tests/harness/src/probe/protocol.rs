@@ -58,6 +58,13 @@ pub enum Command {
         /// How long each answer may take.
         patience_ms: u64,
     },
+    /// Asks an HTTP server for `/`; the status is the name of who answers.
+    Http {
+        /// Where.
+        addr: SocketAddr,
+        /// How long it may take.
+        patience_ms: u64,
+    },
     /// Opens a socket that stays open, in the place of an earlier one of this number.
     Open {
         /// Its number.

@@ -17,7 +17,7 @@ use skiff_netns::NetNs;
 
 use super::{
     protocol::{Answer, Command, How},
-    socket::{Client, note},
+    socket::{self, Client, note},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,6 +88,10 @@ impl State {
             } => {
                 let patience = Duration::from_millis(patience_ms);
                 ask(how, addr, from, times, patience, &mut answer);
+            }
+            Command::Http { addr, patience_ms } => {
+                let result = socket::http_status(addr, Duration::from_millis(patience_ms));
+                note(result, &mut answer);
             }
             Command::Open {
                 id,

@@ -153,6 +153,16 @@ fn say_tcp(stream: &mut TcpStream, patience: Duration) -> io::Result<String> {
     }
 }
 
+/// The status of an HTTP server's answer to `GET /`.
+pub(super) fn http_status(addr: SocketAddr, patience: Duration) -> io::Result<String> {
+    let mut stream = connect_tcp(addr, None, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text.split(' ').nth(1).unwrap_or("no status").to_owned())
+}
+
 fn say_udp(
     socket: &UdpSocket,
     peer: Option<SocketAddr>,
