@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 /// Runs Kubernetes workloads with nothing beside it.
 #[derive(Debug, Parser)]
@@ -184,6 +184,15 @@ pub(crate) struct NodeArgs {
     pub(crate) service_cidr: Ipv4Network,
 }
 
+/// How Services are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProxyMode {
+    /// Kernel programs at the sockets.
+    Ebpf,
+    /// Rules of iptables and ip6tables.
+    Iptables,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -199,6 +208,10 @@ pub(crate) struct UpArgs {
     /// The node's own address; by default the one that its default route starts from.
     #[arg(long, env = "SKIFF_NODE_IP", value_name = "ADDRESS")]
     pub(crate) node_ip: Option<Ipv4Addr>,
+    /// How Services are served; by default with eBPF, or with iptables and a warning where the kernel lacks what that
+    /// needs.
+    #[arg(long, env = "SKIFF_PROXY_MODE", value_enum)]
+    pub(crate) proxy_mode: Option<ProxyMode>,
     /// Where the Kubernetes API listens in the machine's own network. With a network namespace for the node it
     /// listens there as well, on the same port of all addresses.
     #[arg(
@@ -272,6 +285,27 @@ pub(crate) struct ProxyArgs {
         value_delimiter = ','
     )]
     pub(crate) node_ip: Vec<IpAddr>,
+    /// How Services are served; by default with eBPF, or with iptables and a warning where the kernel lacks what that
+    /// needs.
+    #[arg(long, env = "SKIFF_PROXY_MODE", value_enum)]
+    pub(crate) proxy_mode: Option<ProxyMode>,
+    /// Addresses of all pods of the cluster; with iptables, what comes from elsewhere is masqueraded on its way to a
+    /// ClusterIP.
+    #[arg(
+        long,
+        env = "SKIFF_CLUSTER_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) cluster_cidr: Vec<IpNetwork>,
+    /// Addresses of Services; with iptables, what goes to one that no Service has is refused.
+    #[arg(
+        long,
+        env = "SKIFF_SERVICE_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) service_cidr: Vec<IpNetwork>,
     /// Where `/healthz` and `/livez` answer in the node's network namespace.
     #[arg(
         long,

@@ -22,17 +22,19 @@ use skiff_apiserver::{ApiServer, ApiServerOptions};
 use skiff_cni::libcni::CniRunner;
 use skiff_controllers::ControllersConfig;
 use skiff_dns::{DnsConfig, DnsServer};
-use skiff_ebpf_loader::Datapath;
 use skiff_image::{ImageConfig, ImageStore, RegistriesConfig, RetryPolicy, UnpackLimits};
 use skiff_node::{Node, NodeConfig};
 use skiff_runtime::{Runtime, RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
+use skiff_service_proxy::Dataplane;
 use skiff_storage::redb::RedbStore;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     addons,
+    cli::ProxyMode,
     config::{DNS_PORT, NodeSettings, Place, UpSettings},
+    dataplane::{self, Opened, Ranges},
     in_process::{self, LocalKubelet},
     lock, memory,
     paths::PodPaths,
@@ -69,7 +71,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let tls = authority.server_config(&settings)?;
     let images = open_images(&settings.node, Some(&settings.registries_config))?;
     // Last, because it changes the kernel: pods of an earlier daemon need it even if this one then fails.
-    let datapath = prepare_node(&settings.node.place)?;
+    let services = prepare_node(&settings).await?;
 
     let kubelet = LocalKubelet::new(settings.node.place.name.clone());
     let api = ApiServer::new(
@@ -101,8 +103,9 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     });
     start_control_plane(&router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
-    let paths = PodPaths::new(datapath.pods()?, settings.node.place.netns.clone());
-    start_proxy(&settings, &router, datapath, &mut tasks, &token)?;
+    let paths = PodPaths::new(services.pods, settings.node.place.netns.clone());
+    let serving = (services.mode, services.dataplane);
+    start_proxy(&settings, &router, serving, &mut tasks, &token)?;
     let parts = NodeParts {
         images,
         paths: Arc::new(paths),
@@ -160,10 +163,16 @@ fn start_publishers(
     }
 }
 
-/// Joins the node's cgroup and brings its kernel programs up.
-fn prepare_node(place: &Place) -> Result<Datapath> {
-    cgroups(place)?.join_daemon()?;
-    proxy::open_datapath(place)
+/// Joins the node's cgroup and opens what serves its Services.
+async fn prepare_node(settings: &UpSettings) -> Result<Opened> {
+    let node = &settings.node;
+    cgroups(&node.place)?.join_daemon()?;
+    let ranges = Ranges {
+        node_addresses: vec![settings.node_ip.into()],
+        pods: vec![node.cluster_cidr.into()],
+        services: vec![node.service_cidr.into()],
+    };
+    dataplane::open(&node.place, settings.proxy_mode, &ranges).await
 }
 
 /// The node's part of the cgroup hierarchies.
@@ -249,7 +258,7 @@ fn start_dns(
 fn start_proxy(
     settings: &UpSettings,
     router: &Router,
-    datapath: Datapath,
+    (mode, dataplane): (ProxyMode, Box<dyn Dataplane>),
     tasks: &mut JoinSet<Result<()>>,
     token: &CancellationToken,
 ) -> Result<()> {
@@ -260,8 +269,15 @@ fn start_proxy(
         addresses,
         NODE_PORTS,
         client,
-        datapath,
+        dataplane,
     )?;
+    let place = settings.node.place.clone();
+    tasks.spawn(dataplane::retire_other(
+        mode,
+        place,
+        proxy.handle(),
+        token.clone(),
+    ));
     let token = token.clone();
     tasks.spawn(async move { Ok(proxy.run(token).await?) });
     Ok(())

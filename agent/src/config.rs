@@ -12,7 +12,8 @@ use nix::ifaddrs::getifaddrs;
 use skiff_netns::NodeNetns;
 
 use crate::{
-    cli::{NodeArgs, PlaceArgs, ProxyArgs, UpArgs},
+    cli::{NodeArgs, PlaceArgs, ProxyArgs, ProxyMode, UpArgs},
+    dataplane::Ranges,
     publish::Publication,
 };
 
@@ -42,6 +43,7 @@ pub(crate) struct NodeSettings {
 pub(crate) struct UpSettings {
     pub(crate) node: NodeSettings,
     pub(crate) node_ip: Ipv4Addr,
+    pub(crate) proxy_mode: Option<ProxyMode>,
     pub(crate) api_bind: SocketAddr,
     pub(crate) tls_san: Vec<String>,
     pub(crate) cluster_domain: String,
@@ -57,7 +59,8 @@ pub(crate) struct UpSettings {
 pub(crate) struct ProxySettings {
     pub(crate) place: Place,
     pub(crate) kubeconfig: PathBuf,
-    pub(crate) node_addresses: Vec<IpAddr>,
+    pub(crate) mode: Option<ProxyMode>,
+    pub(crate) ranges: Ranges,
     pub(crate) healthz: SocketAddr,
 }
 
@@ -169,7 +172,12 @@ impl TryFrom<ProxyArgs> for ProxySettings {
         };
         Ok(Self {
             kubeconfig: args.kubeconfig.context("--kubeconfig is missing")?,
-            node_addresses,
+            mode: args.proxy_mode,
+            ranges: Ranges {
+                node_addresses,
+                pods: args.cluster_cidr,
+                services: args.service_cidr,
+            },
             healthz: args.healthz_bind_address,
             place,
         })
@@ -204,6 +212,7 @@ impl TryFrom<UpArgs> for UpSettings {
         }
         Ok(Self {
             node_ip,
+            proxy_mode: args.proxy_mode,
             api_bind: args.api_bind,
             tls_san: args.tls_san,
             cluster_domain: args.cluster_domain,

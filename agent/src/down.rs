@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cli::NodeArgs, compose, config::NodeSettings, lock};
+use crate::{cli::NodeArgs, compose, config::NodeSettings, dataplane, lock};
 
 /// How long a running daemon may take to end.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +35,10 @@ pub(crate) async fn run(mut args: NodeArgs) -> Result<()> {
     if !network_is_gone {
         attempt("network", remove_network(&settings).await);
     }
+    attempt(
+        "rules of Services",
+        dataplane::remove_rules(&settings.place, network_is_gone).await,
+    );
     attempt(
         "kernel programs",
         skiff_ebpf_loader::teardown(&settings.place.bpffs_dir).map_err(Into::into),

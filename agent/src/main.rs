@@ -5,6 +5,7 @@ mod cli;
 mod cni;
 mod compose;
 mod config;
+mod dataplane;
 mod down;
 mod in_process;
 mod lock;
@@ -49,7 +50,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         return cni::run(&args);
     }
     match cli.verb {
-        Verb::Proxy(_) => preflight::check_proxy()?,
+        Verb::Proxy(_) => preflight::check_privileges()?,
         _ => preflight::check()?,
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -61,7 +62,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Up(args) => runtime.block_on(compose::up(UpSettings::try_from(*args)?))?,
         Verb::Down(args) => runtime.block_on(down::run(args))?,
-        Verb::Proxy(args) if args.cleanup => proxy::cleanup(args.place)?,
+        Verb::Proxy(args) if args.cleanup => runtime.block_on(proxy::cleanup(args.place))?,
         Verb::Proxy(args) => runtime.block_on(proxy::run(args.try_into()?))?,
         Verb::Service(args) => runtime.block_on(look::service(&args))?,
         Verb::Trace(args) => runtime.block_on(look::trace(&args))?,

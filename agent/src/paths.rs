@@ -11,14 +11,15 @@ use skiff_node::PodPort;
 
 /// [`skiff_node::PodPaths`] over [`skiff_ebpf_loader::PodPaths`], in the node's network namespace.
 pub(crate) struct PodPaths {
-    paths: skiff_ebpf_loader::PodPaths,
+    /// None where Services are rules, which must see every packet.
+    paths: Option<skiff_ebpf_loader::PodPaths>,
     netns: NodeNetns,
     /// The kernel has no such programs: said once.
     unsupported: AtomicBool,
 }
 
 impl PodPaths {
-    pub(crate) fn new(paths: skiff_ebpf_loader::PodPaths, netns: NodeNetns) -> Self {
+    pub(crate) fn new(paths: Option<skiff_ebpf_loader::PodPaths>, netns: NodeNetns) -> Self {
         Self {
             paths,
             netns,
@@ -27,10 +28,13 @@ impl PodPaths {
     }
 
     fn attach_here(&self, pod: &PodPort) -> Result<(), DatapathError> {
+        let Some(paths) = &self.paths else {
+            return Ok(());
+        };
         if self.unsupported.load(Ordering::Relaxed) {
             return Ok(());
         }
-        match self.paths.attach(&skiff_ebpf_loader::PodPort {
+        match paths.attach(&skiff_ebpf_loader::PodPort {
             ifindex: pod.ifindex,
             mac: pod.mac,
             addrs: pod.addrs.clone(),
@@ -52,12 +56,18 @@ impl skiff_node::PodPaths for PodPaths {
     }
 
     fn detach(&self, pod: &PodPort) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(self.paths.detach(pod.ifindex)?)
+        match &self.paths {
+            Some(paths) => Ok(paths.detach(pod.ifindex)?),
+            None => Ok(()),
+        }
     }
 
     fn sync(&self, pods: &[PodPort]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Some(paths) = &self.paths else {
+            return Ok(());
+        };
         let keep: Vec<u32> = pods.iter().map(|pod| pod.ifindex).collect();
-        self.paths.retain(&keep)?;
+        paths.retain(&keep)?;
         // A pod whose link is gone does not keep the others from theirs.
         let attach = || {
             pods.iter()

@@ -7,38 +7,38 @@ use skiff_cni::firewall::Backend;
 
 /// Checks privileges, programs and kernel features that a whole node needs.
 pub(crate) fn check() -> Result<()> {
-    check_kernel(missing_for_pods)?;
+    check_privileges()?;
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if let Some(what) = missing_for_pods(&filesystems) {
+        bail!("this kernel lacks {what}");
+    }
     Backend::choose(None)
         .map(drop)
         .context("what pods send out of the cluster cannot be masqueraded")
 }
 
-/// Checks privileges and kernel features that the Service proxy alone needs.
-pub(crate) fn check_proxy() -> Result<()> {
-    check_kernel(missing_for_services)
-}
-
-fn check_kernel(missing: impl Fn(&str, &str) -> Option<&'static str>) -> Result<()> {
+/// Checks privileges.
+pub(crate) fn check_privileges() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("must run as root: it makes network namespaces, mounts and cgroups");
     }
-    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    match missing(&filesystems, &mounts) {
-        Some(what) => bail!("this kernel lacks {what}"),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The first thing that is not there for pods.
-fn missing_for_pods(filesystems: &str, mounts: &str) -> Option<&'static str> {
+fn missing_for_pods(filesystems: &str) -> Option<&'static str> {
     // May be a module that is loaded at the first mount.
-    let overlay = || knows(filesystems, "overlay") || Path::new("/lib/modules").exists();
-    missing_for_services(filesystems, mounts)
-        .or_else(|| (!overlay()).then_some("overlayfs (CONFIG_OVERLAY_FS)"))
+    let overlay = knows(filesystems, "overlay") || Path::new("/lib/modules").exists();
+    (!overlay).then_some("overlayfs (CONFIG_OVERLAY_FS)")
 }
 
-/// The first thing that is not there for Services.
+/// The first thing that is not there for Services by kernel programs.
+pub(crate) fn missing_for_ebpf() -> Option<&'static str> {
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    missing_for_services(&filesystems, &mounts)
+}
+
 fn missing_for_services(filesystems: &str, mounts: &str) -> Option<&'static str> {
     if !knows(filesystems, "bpf") {
         return Some("the BPF file system (CONFIG_BPF_SYSCALL)");
@@ -64,8 +64,9 @@ mod tests {
 
     #[test]
     fn a_missing_feature_is_named() {
-        assert_eq!(missing_for_pods(FILESYSTEMS, MOUNTS), None);
-        let message = missing_for_pods("nodev\toverlay\n", MOUNTS).unwrap();
+        assert_eq!(missing_for_pods(FILESYSTEMS), None);
+        assert_eq!(missing_for_services(FILESYSTEMS, MOUNTS), None);
+        let message = missing_for_services("nodev\toverlay\n", MOUNTS).unwrap();
         assert!(message.contains("CONFIG_BPF_SYSCALL"), "{message}");
         let message =
             missing_for_services(FILESYSTEMS, "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n").unwrap();

@@ -13,9 +13,8 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
 use skiff_netns::NodeNetns;
-use skiff_service_proxy::{ProxyConfig, ProxyHandle, ServiceProxy};
+use skiff_service_proxy::{Dataplane, ProxyConfig, ProxyHandle, ServiceProxy};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +22,7 @@ use crate::{
     cli::PlaceArgs,
     compose,
     config::{Place, ProxySettings},
-    lock, shutdown,
+    dataplane, lock, shutdown,
 };
 
 /// Another cluster's API server may give any port to a Service as its NodePort.
@@ -34,24 +33,34 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let _lock = lock::acquire(&settings.place.run_dir)?;
     let client = connect(&settings.kubeconfig).await?;
     let health = bind_health(settings.healthz, &settings.place.netns).await?;
-    let datapath = open_datapath(&settings.place)?;
+    let opened = dataplane::open(&settings.place, settings.mode, &settings.ranges).await?;
+    let mode = opened.mode;
+    let addresses = settings.ranges.node_addresses.clone();
     let proxy = assemble(
         &settings.place,
-        settings.node_addresses.clone(),
+        addresses,
         ANY_PORT,
         client,
-        datapath,
+        opened.dataplane,
     )?;
     let token = CancellationToken::new();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     tasks.spawn(serve_health(health, proxy.handle(), token.clone()));
+    let place = settings.place.clone();
+    tasks.spawn(dataplane::retire_other(
+        mode,
+        place,
+        proxy.handle(),
+        token.clone(),
+    ));
     tasks.spawn({
         let token = token.clone();
         async move { Ok(proxy.run(token).await?) }
     });
     tracing::info!(
         node = settings.place.name,
-        addresses = ?settings.node_addresses,
+        addresses = ?settings.ranges.node_addresses,
+        ?mode,
         "the Service proxy runs"
     );
     let result = shutdown::requested(&mut tasks).await;
@@ -62,14 +71,16 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
 }
 
 /// Removes what [`run`] made.
-pub(crate) fn cleanup(mut args: PlaceArgs) -> Result<()> {
+pub(crate) async fn cleanup(mut args: PlaceArgs) -> Result<()> {
     // A namespace that is gone took what was in it along.
-    if args.node_netns.as_ref().is_some_and(|path| !path.exists()) {
+    let network_is_gone = args.node_netns.as_ref().is_some_and(|path| !path.exists());
+    if network_is_gone {
         args.node_netns = None;
     }
     let place = Place::try_from(args)?;
     if place.run_dir.exists() {
         let _lock = lock::acquire(&place.run_dir)?;
+        dataplane::remove_rules(&place, network_is_gone).await?;
         fs::remove_file(place.run_dir.join("lock")).context("removing the lock")?;
     }
     skiff_ebpf_loader::teardown(&place.bpffs_dir)?;
@@ -90,23 +101,13 @@ fn remove_if_empty(dir: &Path) -> Result<()> {
     }
 }
 
-/// Brings the node's kernel programs up, or adopts those of an earlier daemon.
-pub(crate) fn open_datapath(place: &Place) -> Result<Datapath> {
-    let config = DatapathConfig {
-        cgroup_path: compose::cgroups(place)?.unified_root(),
-        bpffs_dir: place.bpffs_dir.clone(),
-        limits: Limits::default(),
-    };
-    Datapath::open(&config).context("bringing up the Service datapath")
-}
-
 /// The proxy of this node, ready to run.
 pub(crate) fn assemble(
     place: &Place,
     node_addresses: Vec<IpAddr>,
     node_ports: RangeInclusive<u16>,
     client: Client,
-    datapath: Datapath,
+    dataplane: Box<dyn Dataplane>,
 ) -> Result<ServiceProxy> {
     let cookie = place.netns.run(skiff_ebpf_loader::netns_cookie)?;
     let config = ProxyConfig {
@@ -115,7 +116,7 @@ pub(crate) fn assemble(
         node_ports,
         node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
     };
-    Ok(ServiceProxy::new(client, config, datapath))
+    Ok(ServiceProxy::new(client, config, dataplane))
 }
 
 /// A client of the API server that a kubeconfig names.

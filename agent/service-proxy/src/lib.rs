@@ -3,18 +3,23 @@
 //! ```text
 //! watch Services ───┐                     plan (pure)              diff              ebpf/loader
 //! watch EndpointSlices ┴─> [`Tracker`] ─> what a Service needs ─> `TableDiff` ─> maps of the kernel
+//!                                                                       or: [`Iptables`] ─> rules of the kernel
 //! ```
 //!
 //! One task ([`ServiceProxy::run`]), no polling, no debounce: a change is applied when it arrives, together with whatever queued up
 //! meanwhile. A change of one Service plans and writes that Service only. Nothing is written before both lists are
 //! complete, so a restart changes nothing that is still wanted.
 
+mod dataplane;
+mod iptables;
 mod objects;
 mod plan;
 mod proxy;
 mod tracker;
 
 pub use crate::{
+    dataplane::{Dataplane, DataplaneError},
+    iptables::{Iptables, IptablesConfig, IptablesError, RuleWrites},
     objects::{
         EndpointInfo, Hints, PortInfo, ServiceInfo, ServiceName, SliceInfo, SlicePort, zone_of,
     },

@@ -23,11 +23,12 @@ use kube::{
     },
 };
 use parking_lot::Mutex;
-use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings};
+use skiff_ebpf_loader::{Counters, NodeSettings, TableDiff};
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dataplane::{Dataplane, DataplaneError},
     objects::{ServiceInfo, ServiceName, SliceInfo, zone_of},
     tracker::Tracker,
 };
@@ -53,9 +54,9 @@ pub struct ProxyConfig {
 /// Why the proxy gave up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The programs could not be told about the node.
+    /// The dataplane could not be told about the node.
     #[error("telling the datapath about the node")]
-    Node(#[source] DatapathError),
+    Node(#[source] DataplaneError),
     /// A watch ended, which it never does.
     #[error("the watch of Services and EndpointSlices has ended")]
     WatchEnded,
@@ -81,7 +82,9 @@ pub struct ProxyCounters {
 }
 
 struct Shared {
-    datapath: Mutex<Datapath>,
+    dataplane: Mutex<Box<dyn Dataplane>>,
+    /// Changes wait for processes.
+    blocks: bool,
     counters: Mutex<ProxyCounters>,
     synced: watch::Sender<bool>,
 }
@@ -120,12 +123,12 @@ impl ProxyHandle {
         self.shared.counters.lock().clone()
     }
 
-    /// The kernel's counters.
+    /// The kernel's counters; none if the dataplane has none. Waits while a change is written.
     ///
     /// # Errors
-    /// [`DatapathError`] if the map cannot be read.
-    pub fn kernel_counters(&self) -> Result<Counters, DatapathError> {
-        self.shared.datapath.lock().counters()
+    /// [`DataplaneError`] if they cannot be read.
+    pub fn kernel_counters(&self) -> Result<Option<Counters>, DataplaneError> {
+        self.shared.dataplane.lock().counters()
     }
 }
 
@@ -175,9 +178,10 @@ enum Change {
 impl ServiceProxy {
     /// Ready to [`Self::run`].
     #[must_use]
-    pub fn new(client: Client, config: ProxyConfig, datapath: Datapath) -> Self {
+    pub fn new(client: Client, config: ProxyConfig, dataplane: impl Dataplane + 'static) -> Self {
         let shared = Arc::new(Shared {
-            datapath: Mutex::new(datapath),
+            blocks: dataplane.blocks(),
+            dataplane: Mutex::new(Box::new(dataplane)),
             counters: Mutex::default(),
             synced: watch::Sender::new(false),
         });
@@ -212,7 +216,7 @@ impl ServiceProxy {
             netns_cookie: self.config.node_netns_cookie,
         };
         self.shared
-            .datapath
+            .dataplane
             .lock()
             .set_node(&node)
             .map_err(ProxyError::Node)?;
@@ -244,7 +248,7 @@ impl ServiceProxy {
             if !complete || waiting {
                 continue;
             }
-            if self.apply(full) {
+            if self.apply(full).await {
                 (full, wait, retry_at) = (false, RETRY_FIRST, None);
             } else {
                 (full, retry_at) = (true, Some(time::Instant::now() + wait));
@@ -302,20 +306,21 @@ impl ServiceProxy {
     }
 
     /// Writes what has changed. False: it failed and must be done again, in full.
-    fn apply(&mut self, full: bool) -> bool {
+    async fn apply(&mut self, full: bool) -> bool {
         if !full && !self.tracker.is_dirty() {
             return true;
         }
         let begun = Instant::now();
-        let mut datapath = self.shared.datapath.lock();
-        let diff = if full {
-            self.tracker.full_diff(datapath.state())
-        } else {
-            self.tracker.diff(datapath.state())
+        let diff = {
+            let dataplane = self.shared.dataplane.lock();
+            if full {
+                self.tracker.full_diff(dataplane.view())
+            } else {
+                self.tracker.diff(dataplane.view())
+            }
         };
         // Also if it is empty: the first one puts newly built tables in force.
-        let result = datapath.apply(&diff);
-        drop(datapath);
+        let (diff, result) = write(&self.shared, diff).await;
         let mut counters = self.shared.counters.lock();
         counters.services = self.tracker.services();
         counters.conflicts = self.tracker.conflicts();
@@ -337,6 +342,28 @@ impl ServiceProxy {
                 false
             }
         }
+    }
+}
+
+/// Applies a change, off the runtime's threads if it takes long.
+async fn write(shared: &Arc<Shared>, diff: TableDiff) -> (TableDiff, Result<(), DataplaneError>) {
+    let apply = {
+        let shared = Arc::clone(shared);
+        move || {
+            let result = shared.dataplane.lock().apply(&diff);
+            (diff, result)
+        }
+    };
+    if !shared.blocks {
+        return apply();
+    }
+    match tokio::task::spawn_blocking(apply).await {
+        Ok(done) => done,
+        Err(join) => match join.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(_cancelled) => std::future::pending().await,
+        },
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -27,9 +28,16 @@ const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 
 const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
 const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
+const IP_V4_SRC: u16 = 1;
+const IP_V4_DST: u16 = 2;
+const IP_V6_SRC: u16 = 3;
+const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 0x8000;
 /// Without the flags for nesting and byte order.
@@ -43,61 +51,85 @@ const BUFFER: usize = 1 << 16;
 /// The kernel answers at once; a lost answer must not hang a plugin.
 const PATIENCE_SECONDS: i64 = 5;
 
-/// Removes the entries of UDP flows that were sent to one of `ports`, in the calling thread's network namespace, so that
-/// their next packets meet the rules anew.
+/// A UDP flow as connection tracking knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpFlow {
+    /// Where its first packet was sent.
+    pub destination: SocketAddr,
+    /// Who answers: the destination, or whom rules put in its place.
+    pub responder: SocketAddr,
+}
+
+/// Removes the entries of the UDP flows that `is_stale` names, in the calling thread's network namespace, so that their
+/// next packets meet the rules anew. Says how many.
 ///
 /// # Errors
 /// [`FirewallError::Conntrack`].
-pub fn delete_udp_entries(family: Family, ports: &[u16]) -> Result<(), FirewallError> {
+pub fn delete_udp_flows(
+    family: Family,
+    is_stale: impl Fn(&UdpFlow) -> bool,
+) -> Result<usize, FirewallError> {
     let failed = |action| move |source: io::Error| FirewallError::Conntrack { action, source };
     let connection = Connection::open().map_err(failed("connecting to connection tracking"))?;
     let entries = connection
         .list(family)
         .map_err(failed("listing connection tracking entries"))?;
-    for entry in entries.iter().filter(|entry| entry.is_udp_to(ports)) {
+    let stale = entries
+        .iter()
+        .filter(|entry| entry.udp_flow().is_some_and(|flow| is_stale(&flow)));
+    let mut deleted = 0;
+    for entry in stale {
         connection
             .delete(family, entry)
             .map_err(failed("deleting a connection tracking entry"))?;
+        deleted += 1;
     }
-    Ok(())
+    Ok(deleted)
 }
 
-/// What names an entry: its original tuple as the kernel wrote it, and its zone.
+/// What names an entry: its original tuple as the kernel wrote it, and its zone; and who replies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Entry {
     tuple: Vec<u8>,
+    reply: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
 impl Entry {
     fn read(attributes: &[u8]) -> Self {
-        let value = |wanted| {
-            Attributes(attributes)
-                .find(|(kind, _)| *kind == wanted)
-                .map(|(_, value)| value.to_vec())
-        };
         Self {
-            tuple: value(TUPLE_ORIG).unwrap_or_default(),
-            zone: value(ZONE),
+            tuple: find(attributes, TUPLE_ORIG).unwrap_or_default().to_vec(),
+            reply: find(attributes, TUPLE_REPLY).unwrap_or_default().to_vec(),
+            zone: find(attributes, ZONE).map(<[u8]>::to_vec),
         }
     }
 
-    fn is_udp_to(&self, ports: &[u16]) -> bool {
-        let protocol = Attributes(&self.tuple).find(|(kind, _)| *kind == TUPLE_PROTO);
-        let Some((_, protocol)) = protocol else {
-            return false;
-        };
-        let value = |wanted| {
-            Attributes(protocol)
-                .find(|(kind, _)| *kind == wanted)
-                .map(|(_, value)| value)
-        };
-        let port = value(PROTO_DST_PORT)
-            .and_then(|value| value.first_chunk())
-            .map(|bytes| u16::from_be_bytes(*bytes));
-        value(PROTO_NUM).and_then(<[u8]>::first) == Some(&UDP)
-            && port.is_some_and(|port| ports.contains(&port))
+    fn udp_flow(&self) -> Option<UdpFlow> {
+        let protocol = find(find(&self.tuple, TUPLE_PROTO)?, PROTO_NUM)?;
+        (protocol.first() == Some(&UDP)).then_some(())?;
+        Some(UdpFlow {
+            destination: end_of(&self.tuple, IP_V4_DST, IP_V6_DST, PROTO_DST_PORT)?,
+            responder: end_of(&self.reply, IP_V4_SRC, IP_V6_SRC, PROTO_SRC_PORT)?,
+        })
     }
+}
+
+/// One of a tuple's two ends.
+fn end_of(tuple: &[u8], v4: u16, v6: u16, port: u16) -> Option<SocketAddr> {
+    let addresses = find(tuple, TUPLE_IP)?;
+    let addr = match find(addresses, v4) {
+        Some(bytes) => IpAddr::V4(Ipv4Addr::from(*bytes.first_chunk::<4>()?)),
+        None => IpAddr::V6(Ipv6Addr::from(*find(addresses, v6)?.first_chunk::<16>()?)),
+    };
+    let port = find(find(tuple, TUPLE_PROTO)?, port)?.first_chunk()?;
+    Some((addr, u16::from_be_bytes(*port)).into())
+}
+
+/// The value of the first attribute of a kind.
+fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    Attributes(attributes)
+        .find(|(kind, _)| *kind == wanted)
+        .map(|(_, value)| value)
 }
 
 /// Walks over attributes; ends at one that is cut off.
@@ -243,31 +275,36 @@ impl Connection {
 mod tests {
     use super::*;
 
+    /// From 10.0.0.1 and port 9 to 10.0.0.2 and `port`.
     fn tuple(protocol: u8, port: u16) -> Vec<u8> {
-        let mut inner = Vec::new();
+        let (mut ip, mut inner, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+        push_attribute(&mut ip, IP_V4_SRC, &[10, 0, 0, 1]);
+        push_attribute(&mut ip, IP_V4_DST, &[10, 0, 0, 2]);
         push_attribute(&mut inner, PROTO_NUM, &[protocol]);
+        push_attribute(&mut inner, PROTO_SRC_PORT, &9_u16.to_be_bytes());
         push_attribute(&mut inner, PROTO_DST_PORT, &port.to_be_bytes());
-        let mut tuple = Vec::new();
-        push_attribute(&mut tuple, 1 | NESTED, &[0; 16]);
+        push_attribute(&mut tuple, TUPLE_IP | NESTED, &ip);
         push_attribute(&mut tuple, TUPLE_PROTO | NESTED, &inner);
         tuple
     }
 
     #[test]
-    fn an_entry_is_known_by_protocol_and_port() {
+    fn an_entry_says_where_its_flow_goes_and_who_answers() {
         let mut attributes = Vec::new();
         push_attribute(&mut attributes, TUPLE_ORIG | NESTED, &tuple(UDP, 53));
+        push_attribute(&mut attributes, TUPLE_REPLY | NESTED, &tuple(UDP, 9));
         push_attribute(&mut attributes, ZONE, &[0, 7]);
         let entry = Entry::read(&attributes);
         assert_eq!(entry.zone, Some(vec![0, 7]));
-        assert!(entry.is_udp_to(&[80, 53]));
-        assert!(!entry.is_udp_to(&[80]));
+        let flow = entry.udp_flow().unwrap();
+        assert_eq!(flow.destination, "10.0.0.2:53".parse().unwrap());
+        assert_eq!(flow.responder, "10.0.0.1:9".parse().unwrap());
         let tcp = Entry {
             tuple: tuple(6, 53),
-            zone: None,
+            ..entry
         };
-        assert!(!tcp.is_udp_to(&[53]));
-        assert!(!Entry::default().is_udp_to(&[53]));
+        assert_eq!(tcp.udp_flow(), None);
+        assert_eq!(Entry::default().udp_flow(), None);
     }
 
     #[test]

@@ -200,7 +200,17 @@ pub fn restore(family: Family, batch: &Batch) -> Result<(), FirewallError> {
     restore_script(family, &batch.script())
 }
 
-/// Applies batches that follow each other, up to the first that is refused.
+/// Applies batches that follow each other, of different tables too, in one process, up to the first that is refused.
+/// Each happens as a whole or not at all.
+///
+/// # Errors
+/// [`FirewallError::Refused`] if one of their lines does not fit its table.
+pub fn restore_all(family: Family, batches: &[Batch]) -> Result<(), FirewallError> {
+    let script: String = batches.iter().map(Batch::script).collect();
+    restore_script(family, &script)
+}
+
+/// As [`restore_all`], with a text that is ready.
 pub(super) fn restore_script(family: Family, script: &str) -> Result<(), FirewallError> {
     process::run(family.restore_program(), &["--noflush", "-w"], script).map(drop)
 }

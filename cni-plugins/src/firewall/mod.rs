@@ -25,9 +25,9 @@ mod release;
 mod table;
 
 pub use backend::Backend;
-pub use conntrack::delete_udp_entries;
+pub use conntrack::{UdpFlow, delete_udp_flows};
 pub use error::FirewallError;
-pub use iptables::{Batch, Family, change, quote, restore, save};
+pub use iptables::{Batch, Family, change, quote, restore, restore_all, save};
 pub use lock::FirewallLock;
 pub use masquerade::Masquerade;
 pub use node_masquerade::NodeMasquerade;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs},
 };
@@ -56,7 +57,13 @@ pub(crate) fn ensure(path: &Path) -> Result<(), DatapathError> {
             flags,
             Some("mode=0700"),
         )
-        .map_err(|e| DatapathError::io("mounting a BPF file system at", path, e.into()))?;
+        .map_err(|error| match error {
+            Errno::ENODEV => DatapathError::MissingFeature {
+                feature: "the BPF file system (CONFIG_BPF_SYSCALL)",
+                since: "5.18",
+            },
+            _ => DatapathError::io("mounting a BPF file system at", path, error.into()),
+        })?;
     }
     Ok(())
 }

@@ -3,12 +3,14 @@
 //! [`TestNode`] makes one and removes it, also after a failure. [`Probe`] is a process of a node (or beside it) that opens
 //! sockets on command. Needs root; everything has a name of its own, so tests run beside each other.
 
+mod bridged;
 mod fixture;
 mod node;
 
 pub use skiff_test_harness::probe::{Probe, protocol};
 
 pub use crate::{
+    bridged::{BridgedNode, OUTSIDE, UPLINK, UPLINK6, pod6},
     fixture::{
         EMPTY, EMPTY6, TARGET, VIP, VIP6, pod_names, pods, program, servers, spec, tables, tables6,
         tcp, udp, web,

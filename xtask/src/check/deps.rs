@@ -21,9 +21,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "skiff-api",
             "skiff-client",
+            "skiff-cni",
             "skiff-ebpf-common",
             "skiff-ebpf-loader",
             "skiff-lb",
+            "skiff-netns",
         ],
     ),
     (

@@ -166,7 +166,7 @@ impl Tracker {
     }
 
     /// Plans what has changed, and returns what that changes in the tables: only sets and frontends of those Services.
-    pub fn diff(&mut self, view: &impl TableView) -> TableDiff {
+    pub fn diff(&mut self, view: &dyn TableView) -> TableDiff {
         let mut diff = TableDiff::default();
         let mut touched = BTreeSet::new();
         for name in mem::take(&mut self.dirty) {
@@ -177,7 +177,7 @@ impl Tracker {
     }
 
     /// As [`Self::diff`], but compares everything: for the first time and after an error.
-    pub fn full_diff(&mut self, view: &impl TableView) -> TableDiff {
+    pub fn full_diff(&mut self, view: &dyn TableView) -> TableDiff {
         self.dirty.extend(self.services.keys().cloned());
         let mut diff = self.diff(view);
         let wanted: HashSet<SetId> = self
@@ -207,7 +207,7 @@ impl Tracker {
     fn replan(
         &mut self,
         name: &ServiceName,
-        view: &impl TableView,
+        view: &dyn TableView,
         diff: &mut TableDiff,
         touched: &mut BTreeSet<Frontend>,
     ) {
@@ -286,7 +286,7 @@ impl Tracker {
     fn settle<'a>(
         &self,
         frontends: impl Iterator<Item = &'a Frontend>,
-        view: &impl TableView,
+        view: &dyn TableView,
         diff: &mut TableDiff,
     ) {
         for frontend in frontends {

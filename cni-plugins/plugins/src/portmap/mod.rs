@@ -14,7 +14,7 @@ use std::{collections::HashSet, thread};
 
 use ipnetwork::IpNetwork;
 use skiff_cni::{
-    firewall::{self, Backend, Family, FirewallError},
+    firewall::{self, Backend, Family, FirewallError, UdpFlow},
     skel::{Call, Plugin, Target},
     types::{CniError, CniResult, ContainerId, NetworkName, code},
 };
@@ -242,7 +242,8 @@ fn forget_connections(config: &Config, addresses: &[(Family, IpNetwork)]) {
             .filter(|mapping| mapping.protocol == Protocol::Udp);
         let ports: Vec<u16> = udp.map(|mapping| mapping.host_port).collect();
         if !ports.is_empty() {
-            firewall::delete_udp_entries(*family, &ports).ok();
+            let is_stale = |flow: &UdpFlow| ports.contains(&flow.destination.port());
+            firewall::delete_udp_flows(*family, is_stale).ok();
         }
     }
 }

@@ -1,0 +1,87 @@
+//! What the proxy drives: something in the kernel that sends clients of frontends to backends.
+
+use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings, TableDiff};
+
+use crate::{iptables::IptablesError, tracker::TableView};
+
+/// Why a dataplane could not be changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The kernel programs.
+    #[error(transparent)]
+    Ebpf(#[from] DatapathError),
+    /// The rules.
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
+}
+
+/// Tables of frontends and backend sets in force. Dropping it changes nothing in the kernel.
+pub trait Dataplane: Send {
+    /// Tells it about the node.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if it cannot be told.
+    fn set_node(&mut self, node: &NodeSettings) -> Result<(), DataplaneError>;
+
+    /// What the tables hold.
+    fn view(&self) -> &dyn TableView;
+
+    /// Makes the change. The first one puts everything in force, also if it is empty.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]; a full diff against [`Self::view`] then repairs what is missing.
+    fn apply(&mut self, diff: &TableDiff) -> Result<(), DataplaneError>;
+
+    /// What the kernel has counted; none if it does not count.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if it cannot be asked.
+    fn counters(&self) -> Result<Option<Counters>, DataplaneError>;
+
+    /// Whether a change waits for processes, so that it must be kept off the async runtime's threads.
+    fn blocks(&self) -> bool;
+}
+
+impl Dataplane for Datapath {
+    fn set_node(&mut self, node: &NodeSettings) -> Result<(), DataplaneError> {
+        Ok(Self::set_node(self, node)?)
+    }
+
+    fn view(&self) -> &dyn TableView {
+        self.state()
+    }
+
+    fn apply(&mut self, diff: &TableDiff) -> Result<(), DataplaneError> {
+        Ok(Self::apply(self, diff)?)
+    }
+
+    fn counters(&self) -> Result<Option<Counters>, DataplaneError> {
+        Ok(Some(Self::counters(self)?))
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
+    fn set_node(&mut self, node: &NodeSettings) -> Result<(), DataplaneError> {
+        (**self).set_node(node)
+    }
+
+    fn view(&self) -> &dyn TableView {
+        (**self).view()
+    }
+
+    fn apply(&mut self, diff: &TableDiff) -> Result<(), DataplaneError> {
+        (**self).apply(diff)
+    }
+
+    fn counters(&self) -> Result<Option<Counters>, DataplaneError> {
+        (**self).counters()
+    }
+
+    fn blocks(&self) -> bool {
+        (**self).blocks()
+    }
+}
