@@ -68,39 +68,46 @@ fn plan_family<'a>(
         Option<&str>,
     ),
 ) {
-    let set = set_id(name, port, family, "cluster");
+    let of_family = |addr: &&IpAddr| IpFamily::of(**addr) == family;
     let near = Reach::of(endpoints.clone(), zone);
-    plan.sets.push((set, usable(endpoints.clone(), near)));
-    let local_set = (service.internal_local || service.external_local).then(|| {
-        let local = set_id(name, port, family, "local");
-        plan.sets.push((
-            local,
-            usable(endpoints.filter(|(_, e)| e.local), Reach::Any),
-        ));
-        local
-    });
+    let all = usable(endpoints.clone(), near);
+    let local = || usable(endpoints.clone().filter(|(_, e)| e.local), Reach::Any);
+    let set = set_id(name, port, family, "cluster");
+    let internal_set = if service.internal_local {
+        set_id(name, port, family, "local")
+    } else {
+        set
+    };
+    let is_exposed =
+        port.node_port.is_some() || service.external_ips.iter().any(|ip| of_family(&ip));
+    let outside = is_exposed.then(|| outside_set_id(name, port, family));
+    if service.internal_local {
+        plan.sets.push((internal_set, local()));
+    }
+    if let Some(outside) = outside {
+        let members = if service.external_local {
+            local()
+        } else {
+            all.clone()
+        };
+        plan.sets.push((outside, members));
+    }
+    plan.sets.push((set, all));
     let spec = |inside, outside| FrontendSpec {
         inside,
         outside,
         affinity_seconds: service.affinity_seconds,
     };
-    let internal = spec(
-        local_set.filter(|_| service.internal_local).unwrap_or(set),
-        None,
-    );
+    let internal = spec(internal_set, None);
     // Clients in the cluster reach external addresses by all backends, as with upstream's proxy:
     // `externalTrafficPolicy: Local` is about clients outside.
-    let external = spec(
-        set,
-        Some(local_set.filter(|_| service.external_local).unwrap_or(set)),
-    );
+    let external = spec(set, outside);
     let protocol = port.protocol;
     let at = |addr| Frontend::Address {
         addr,
         port: port.port,
         protocol,
     };
-    let of_family = |addr: &&IpAddr| IpFamily::of(**addr) == family;
     for addr in service.cluster_ips.iter().filter(of_family) {
         plan.frontends.push((at(*addr), internal));
     }
@@ -119,7 +126,22 @@ fn plan_family<'a>(
     }
 }
 
+/// The name of the set for clients on this node.
 fn set_id(name: &ServiceName, port: &PortInfo, family: IpFamily, scope: &str) -> SetId {
+    SetId::of(&set_name(name, port, family, scope))
+}
+
+/// The name of the set for packets from outside.
+fn outside_set_id(name: &ServiceName, port: &PortInfo, family: IpFamily) -> SetId {
+    SetId::of_outside(&set_name(name, port, family, "outside"))
+}
+
+fn set_name<'a>(
+    name: &'a ServiceName,
+    port: &'a PortInfo,
+    family: IpFamily,
+    scope: &'a str,
+) -> [&'a str; 6] {
     let protocol = match port.protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
@@ -128,14 +150,14 @@ fn set_id(name: &ServiceName, port: &PortInfo, family: IpFamily, scope: &str) ->
         IpFamily::V4 => "IPv4",
         IpFamily::V6 => "IPv6",
     };
-    SetId::of(&[
+    [
         &name.namespace,
         &name.name,
         &port.name,
         protocol,
         family,
         scope,
-    ])
+    ]
 }
 
 /// The endpoints of one port, each once: an endpoint may be in two slices while it moves from one to the other.

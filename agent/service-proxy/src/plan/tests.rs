@@ -196,24 +196,36 @@ fn traffic_policies_choose_the_set() {
         &json!({"port": 1}),
         &[("10.0.0.1", "other", READY), ("10.0.0.2", NODE, READY)],
     )];
-    let both = plan(&spec, &slices);
-    assert_eq!(members(&both, 0), ["10.0.0.1:1", "10.0.0.2:1"]);
-    assert_eq!(members(&both, 1), ["10.0.0.2:1"]);
-    let (cluster, local) = (both.sets[0].0, both.sets[1].0);
-    let [(_, internal), (_, external)] = both.frontends[..] else {
-        panic!("{both:?}")
+    let (one, all): (&[&str], &[&str]) = (&["10.0.0.2:1"], &["10.0.0.1:1", "10.0.0.2:1"]);
+    let of = |plan: &ServicePlan, id: SetId| {
+        let place = plan.sets.iter().position(|(set, _)| *set == id);
+        members(plan, place.unwrap())
     };
-    assert_eq!((internal.inside, internal.outside), (local, None));
-    assert_eq!((external.inside, external.outside), (cluster, Some(local)));
-    spec["internalTrafficPolicy"] = json!("Cluster");
-    spec["externalTrafficPolicy"] = json!("Cluster");
-    let neither = plan(&spec, &slices);
-    assert_eq!(neither.sets.len(), 1);
-    assert!(
-        neither.frontends.iter().all(
-            |(_, spec)| spec.inside == cluster && spec.outside.is_none_or(|set| set == cluster)
-        )
-    );
+    for (policy, expected) in [("Local", one), ("Cluster", all)] {
+        spec["internalTrafficPolicy"] = json!(policy);
+        spec["externalTrafficPolicy"] = json!(policy);
+        let plan = plan(&spec, &slices);
+        let [(_, internal), (_, external)] = plan.frontends[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(of(&plan, internal.inside), expected, "{policy}");
+        assert_eq!(internal.outside, None);
+        // Clients on the node reach external addresses by all endpoints, whatever the policy.
+        assert_eq!(of(&plan, external.inside), all, "{policy}");
+        assert_eq!(of(&plan, external.outside.unwrap()), expected, "{policy}");
+    }
+}
+
+#[test]
+fn only_ports_that_are_open_to_the_outside_have_a_set_for_it() {
+    let slices = [slice(&json!({"port": 1}), &[("10.0.0.1", NODE, READY)])];
+    assert_eq!(plan(&cluster_ip(), &slices).sets.len(), 1);
+    let mut spec = cluster_ip();
+    spec["externalIPs"] = json!(["198.51.100.1"]);
+    assert_eq!(plan(&spec, &slices).sets.len(), 2);
+    // Not for an address of the other family.
+    spec["externalIPs"] = json!(["2001:db8::1"]);
+    assert_eq!(plan(&spec, &slices).sets.len(), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the datapath is to do, as values: frontends, backend sets, and the difference between two states.
 
 mod encode;
+mod maglev;
 mod runs;
 mod writer;
 
@@ -86,10 +87,28 @@ impl fmt::Display for Frontend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SetId(u64);
 
+/// Marks the ids of sets for packets from outside.
+const OUTSIDE: u64 = 1 << 63;
+
 impl SetId {
     /// The id for the parts of a name. The parts must not contain a zero byte.
     #[must_use]
     pub fn of(parts: &[&str]) -> Self {
+        // Zero means "nobody" in the map.
+        Self((Self::hash(parts) & !OUTSIDE).max(1))
+    }
+
+    /// The id of a set for packets from outside: its backends are laid out in Maglev's order.
+    #[must_use]
+    pub fn of_outside(parts: &[&str]) -> Self {
+        Self(Self::hash(parts) | OUTSIDE)
+    }
+
+    fn is_outside(self) -> bool {
+        self.0 & OUTSIDE != 0
+    }
+
+    fn hash(parts: &[&str]) -> u64 {
         // FNV-1a, then the finaliser of MurmurHash3: stable by definition, unlike std's hashers.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
@@ -98,8 +117,7 @@ impl SetId {
         for factor in [0xff51_afd7_ed55_8ccd_u64, 0xc4ce_b9fe_1a85_ec53] {
             hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
         }
-        // Zero means "nobody" in the map.
-        Self((hash ^ (hash >> 33)).max(1))
+        hash ^ (hash >> 33)
     }
 
     pub(crate) fn from_owner(owner: u64) -> Option<Self> {
@@ -148,7 +166,7 @@ impl Backend {
 pub struct FrontendSpec {
     /// The backends for clients on this node. Connections are refused if it is empty.
     pub inside: SetId,
-    /// The backends for packets from outside; none: it is closed to them.
+    /// The backends for packets from outside ([`SetId::of_outside`]); none: it is closed to them.
     pub outside: Option<SetId>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
     pub affinity_seconds: u32,
@@ -301,6 +319,10 @@ mod tests {
             SetId::of(&["dev", "web", "http"]).to_string()
         );
         assert_ne!(SetId::of(&["a", "bc"]), SetId::of(&["ab", "c"]));
+        let outside = SetId::of_outside(&["default", "kubernetes", "https"]);
+        assert!(
+            outside.is_outside() && !SetId::of(&["default", "kubernetes", "https"]).is_outside()
+        );
         // A constant of the ABI: a change here loses every set at the next restart.
         assert_eq!(
             SetId::of(&["default", "kubernetes", "https"]).to_string(),

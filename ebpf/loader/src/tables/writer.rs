@@ -12,6 +12,7 @@ use skiff_ebpf_common::maps;
 use super::{
     Backend, Frontend, FrontendSpec, Member, Run, SetId, SetState, TableDiff, TableState,
     encode::{backend_of, frontend_of, key_of, spec_of, value_of},
+    maglev,
     runs::Runs,
 };
 use crate::{
@@ -136,7 +137,10 @@ impl Writer {
 
     fn read_members(&self, set: u32, run: abi::SetWord) -> Vec<Member> {
         let slots = (run.base..run.base.saturating_add(run.count)).map_while(|i| self.slots.get(i));
+        // In Maglev's order a backend has many slots.
+        let mut seen = HashSet::new();
         slots
+            .filter(|slot| seen.insert(slot.backend))
             .filter_map(|slot| {
                 let found = self.backends.get(slot.backend)?;
                 let valid = found.set == set && found.generation == slot.generation;
@@ -204,7 +208,8 @@ impl Writer {
         old: Option<&SetState>,
         wanted: &[Backend],
     ) -> Result<SetState, DatapathError> {
-        let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        let order = order_of(id, wanted);
+        let count = u32::try_from(order.len()).unwrap_or(u32::MAX);
         let index = match old {
             Some(old) => old.index,
             None => self.take(Pool::Sets, 1)?,
@@ -228,19 +233,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        for (slot, member) in (base..).zip(&members) {
-            let generation = self
-                .backends
-                .get(member.id)
-                .map_or(0, |found| found.generation);
-            self.slots.set(
-                slot,
-                abi::Slot {
-                    backend: member.id,
-                    generation,
-                },
-            );
-        }
+        self.fill(base, &order, &members);
         let word = abi::SetWord { base, count }.pack();
         // The owner lies behind the word and is stored before it: a set that is seen has an owner.
         self.sets.set(
@@ -259,6 +252,25 @@ impl Writer {
             run: Run { base, count },
             members,
         })
+    }
+
+    /// Writes the slots from `base` on: for each the member that it is for.
+    fn fill(&mut self, base: u32, order: &[u32], members: &[Member]) {
+        let slots: Vec<abi::Slot> = members
+            .iter()
+            .map(|member| {
+                let found = self.backends.get(member.id);
+                abi::Slot {
+                    backend: member.id,
+                    generation: found.map_or(0, |found| found.generation),
+                }
+            })
+            .collect();
+        for (place, member) in (base..).zip(order) {
+            if let Some(slot) = slots.get(*member as usize) {
+                self.slots.set(place, *slot);
+            }
+        }
     }
 
     /// Ids for the members: the old one if the backend was there, else a new one.
@@ -456,6 +468,15 @@ impl Writer {
             Pool::Slots => &mut self.free_slots,
             Pool::Backends => &mut self.free_backends,
         }
+    }
+}
+
+/// For each slot of a set, which of its members is there.
+fn order_of(id: SetId, members: &[Backend]) -> Vec<u32> {
+    if id.is_outside() {
+        maglev::layout(members)
+    } else {
+        (0..).take(members.len()).collect()
     }
 }
 
