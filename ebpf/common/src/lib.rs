@@ -13,6 +13,12 @@
 //! LB_BACKENDS  [backend]  -> Backend {addr, port, flags, set, generation}
 //! ```
 //!
+//! Packets from outside find their connection, both directions of it, in one more table:
+//!
+//! ```text
+//! NAT_FLOWS    {src, dst, ports, proto} -> Flow {src, dst, ports, backend, link, state}
+//! ```
+//!
 //! A backend set changes by filling a free run of slots and then storing one word in `LB_SETS`; a reader sees the old or
 //! the new set. Slots and backends are used again only after every program that could still see them has ended
 //! (the loader waits for an RCU grace period); generations catch what slips through.
@@ -26,14 +32,15 @@ mod addr;
 pub mod limits;
 pub mod maps;
 mod metric;
+mod nat;
 mod pod;
 mod service;
 mod trace;
 
-pub use crate::{addr::*, metric::*, pod::*, service::*, trace::*};
+pub use crate::{addr::*, metric::*, nat::*, pod::*, service::*, trace::*};
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Types that are nothing but their bytes: no padding, every bit pattern valid.
 ///
@@ -56,5 +63,5 @@ macro_rules! plain {
 
 plain! {
     Addr: 16, ServiceKey: 20, Service: 36, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
-    AffinityKey: 16, Affinity: 16, Config: 24, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
+    AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 80, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
 }

@@ -5,7 +5,7 @@ pub const SERVICES: u32 = 131_072;
 /// Backend sets.
 pub const SETS: u32 = 131_072;
 /// Slots.
-pub const SLOTS: u32 = 524_288;
+pub const SLOTS: u32 = 1_048_576;
 /// Backends.
 pub const BACKENDS: u32 = 524_288;
 /// Sockets with a translated peer.
@@ -20,3 +20,7 @@ pub const NODE_ADDRS: u32 = 1_024;
 pub const TRACE_BYTES: u32 = 262_144;
 /// Pods on the node: upstream runs 110 by default.
 pub const PODS: u32 = 4_096;
+/// Directions of connections from outside: two for each.
+pub const NAT_FLOWS: u32 = 131_072;
+/// Fragmented datagrams of which the rest may still come.
+pub const NAT_FRAGMENTS: u32 = 4_096;

@@ -30,8 +30,12 @@ pub const CONNECTIONS: &str = "LB_CONNECTIONS";
 pub const TRACE_FILTER: &str = "TRACE_FILTER";
 /// A ring of [`crate::TraceEvent`]s.
 pub const TRACE_EVENTS: &str = "TRACE_EVENTS";
+/// Connections from outside: [`crate::FlowKey`] to [`crate::Flow`].
+pub const NAT_FLOWS: &str = "NAT_FLOWS";
+/// Ports of fragmented datagrams, as they lie in memory: [`crate::FragmentKey`] to `u32`.
+pub const NAT_FRAGMENTS: &str = "NAT_FRAGMENTS";
 /// All of them.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 17] = [
     SERVICES,
     SETS,
     SLOTS,
@@ -47,4 +51,6 @@ pub const ALL: [&str; 15] = [
     CONNECTIONS,
     TRACE_FILTER,
     TRACE_EVENTS,
+    NAT_FLOWS,
+    NAT_FRAGMENTS,
 ];

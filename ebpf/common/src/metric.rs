@@ -24,7 +24,25 @@ pub enum Metric {
     PodDirect = 8,
     /// Packets of pods with a source that is not theirs; dropped.
     PodSpoofed = 9,
+    /// Packets from clients outside, towards a backend.
+    NatPackets = 10,
+    /// Their bytes.
+    NatBytes = 11,
+    /// Packets of backends, towards a client outside.
+    NatReplyPackets = 12,
+    /// Their bytes.
+    NatReplyBytes = 13,
+    /// Connections from outside sent to a backend.
+    NatFlows = 14,
+    /// Packets from outside refused because the Service has no backend.
+    NatRefused = 15,
+    /// Dropped: `externalTrafficPolicy: Local` and no backend on this node.
+    NatNoLocal = 16,
+    /// Dropped: no free port of the node for a backend on another one, or no way there.
+    NatNoWay = 17,
+    /// Dropped: has been on its way for too long.
+    NatExpired = 18,
 }
 
 /// How many [`Metric`]s there are.
-pub const METRICS: u32 = 10;
+pub const METRICS: u32 = 19;

@@ -30,6 +30,8 @@ pub struct ServiceKey {
 
 /// Only clients with an address in `LB_SOURCES` may use the frontend (`loadBalancerSourceRanges`).
 pub const SERVICE_SOURCE_RANGES: u16 = 1 << 0;
+/// `externalTrafficPolicy: Local`: packets from outside are dropped, not refused, while this node has no backend.
+pub const SERVICE_LOCAL_ONLY: u16 = 1 << 1;
 
 /// One frontend. An element of a hash map may be given to another key while a program still reads it, hence [`Service::key`].
 #[repr(C)]
@@ -189,6 +191,10 @@ pub struct Config {
     pub node_netns: u64,
     /// Zero; for later.
     pub flags: u32,
+    /// The node's IPv4 address: the source of packets to other nodes. 0: none.
+    pub node_v4: u32,
+    /// The node's IPv6 address. [`Addr::ANY_V6`]: none.
+    pub node_v6: Addr,
     /// Zero.
-    pub pad: u32,
+    pub pad: u64,
 }

@@ -102,6 +102,8 @@ codes! {
         Bind = 4,
         /// `pod_egress`: what a pod sends.
         PodEgress = 5,
+        /// `uplink_in`: what comes in from outside.
+        Uplink = 6,
     }
 }
 

@@ -10,6 +10,10 @@ use skiff_ebpf_common::{
     SCOPE_NODE_PORT, Service, ServiceKey, SetWord, Slot,
 };
 
+pub mod nat;
+pub mod packet;
+pub mod sum;
+
 #[cfg(test)]
 extern crate std;
 
@@ -110,7 +114,7 @@ pub fn decide<T: Tables>(tables: &T, request: &Request) -> Verdict {
     if request.proto == PROTO_UDP && request.socket != 0 {
         return sticky(tables, Sticky::Socket, request.socket, set, FLOW_SECONDS);
     }
-    match pick(tables, set) {
+    match pick(tables, set, || tables.random()) {
         Pick::Backend(_, backend) => Verdict::To {
             backend,
             by_affinity: false,
@@ -212,9 +216,9 @@ pub enum Pick {
     Inconsistent,
 }
 
-/// A random member of a set.
+/// The member of a set that a number names: random, or a flow's hash.
 #[inline(always)]
-pub fn pick<T: Tables>(tables: &T, set: u32) -> Pick {
+pub fn pick<T: Tables>(tables: &T, set: u32, number: impl Fn() -> u32) -> Pick {
     for _ in 0..ATTEMPTS {
         let Some(word) = tables.set_word(set) else {
             return Pick::Empty;
@@ -223,8 +227,8 @@ pub fn pick<T: Tables>(tables: &T, set: u32) -> Pick {
         if run.count == 0 {
             return Pick::Empty;
         }
-        // Scales the random number to the count without a division.
-        let offset = ((u64::from(tables.random()) * u64::from(run.count)) >> 32) as u32;
+        // Scales the number to the count without a division.
+        let offset = ((u64::from(number()) * u64::from(run.count)) >> 32) as u32;
         let Some(slot) = tables.slot(run.base.wrapping_add(offset)) else {
             continue;
         };
@@ -245,6 +249,25 @@ fn member<T: Tables>(tables: &T, set: u32, id: u32, generation: u32) -> Option<B
 /// The remembered backend while it is in the set and the memory is fresh, else a new one.
 #[inline(always)]
 fn sticky<T: Tables>(tables: &T, of: Sticky, client: u64, set: u32, seconds: u32) -> Verdict {
+    match remembered(tables, (of, client), set, seconds, || tables.random()) {
+        (by_affinity, Pick::Backend(_, backend)) => Verdict::To {
+            backend,
+            by_affinity,
+        },
+        (_, Pick::Empty) => Verdict::Refuse,
+        (_, Pick::Inconsistent) => Verdict::Inconsistent,
+    }
+}
+
+/// As [`pick`], but whoever was here before gets the same again. Tells whether that was so.
+#[inline(always)]
+fn remembered<T: Tables>(
+    tables: &T,
+    (of, client): (Sticky, u64),
+    set: u32,
+    seconds: u32,
+    number: impl Fn() -> u32,
+) -> (bool, Pick) {
     let key = AffinityKey {
         client,
         set,
@@ -256,34 +279,26 @@ fn sticky<T: Tables>(tables: &T, of: Sticky, client: u64, set: u32, seconds: u32
         && let Some(backend) = member(tables, set, known.backend, known.generation)
     {
         if now.wrapping_sub(known.last_used) >= REFRESH_NS {
-            tables.set_affinity(
-                of,
-                &key,
-                &Affinity {
-                    last_used: now,
-                    ..known
-                },
-            );
-        }
-        return Verdict::To {
-            backend,
-            by_affinity: true,
-        };
-    }
-    match pick(tables, set) {
-        Pick::Backend(slot, backend) => {
             let value = Affinity {
-                backend: slot.backend,
-                generation: slot.generation,
                 last_used: now,
+                ..known
             };
             tables.set_affinity(of, &key, &value);
-            Verdict::To {
-                backend,
-                by_affinity: false,
-            }
         }
-        Pick::Empty => Verdict::Refuse,
-        Pick::Inconsistent => Verdict::Inconsistent,
+        let slot = Slot {
+            backend: known.backend,
+            generation: known.generation,
+        };
+        return (true, Pick::Backend(slot, backend));
     }
+    let picked = pick(tables, set, number);
+    if let Pick::Backend(slot, _) = picked {
+        let value = Affinity {
+            backend: slot.backend,
+            generation: slot.generation,
+            last_used: now,
+        };
+        tables.set_affinity(of, &key, &value);
+    }
+    (false, picked)
 }

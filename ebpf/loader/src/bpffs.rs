@@ -4,6 +4,8 @@
 //! <bpffs_dir>/links/connect4 …            the attachments
 //! <bpffs_dir>/pods/12 …                   those at pods' links, by the number of the link
 //! <bpffs_dir>/pod_egress                  the program that they attach
+//! <bpffs_dir>/uplinks/in-2 …              those at links to the outside, for both ways
+//! <bpffs_dir>/uplink_in, uplink_out       the programs that they attach
 //! <bpffs_dir>/maps-<abi>-<shape>/LB_…    the tables; another ABI or other sizes lie beside
 //! ```
 
@@ -27,6 +29,9 @@ const MOUNT_SOURCE: &str = "skiff";
 pub(crate) const LINKS: &str = "links";
 pub(crate) const PODS: &str = "pods";
 pub(crate) const POD_PROGRAM: &str = "pod_egress";
+pub(crate) const UPLINKS: &str = "uplinks";
+pub(crate) const UPLINK_IN: &str = "uplink_in";
+pub(crate) const UPLINK_OUT: &str = "uplink_out";
 pub(crate) const MAPS_PREFIX: &str = "maps-";
 
 fn filesystem(path: &Path) -> Result<FsType, DatapathError> {
@@ -107,18 +112,21 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
         }
     };
     if bpffs_dir.exists() && filesystem(bpffs_dir)? == BPF_FS_MAGIC {
-        for links in [bpffs_dir.join(LINKS), bpffs_dir.join(PODS)] {
+        for links in [LINKS, PODS, UPLINKS] {
+            let links = bpffs_dir.join(links);
             for path in children(&links) {
                 note(remove_link(&path));
             }
             note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
         }
-        let program = bpffs_dir.join(POD_PROGRAM);
-        note(absent_is_fine(
-            "removing",
-            &program,
-            fs::remove_file(&program),
-        ));
+        for program in [POD_PROGRAM, UPLINK_IN, UPLINK_OUT] {
+            let program = bpffs_dir.join(program);
+            note(absent_is_fine(
+                "removing",
+                &program,
+                fs::remove_file(&program),
+            ));
+        }
         for folder in other_map_folders(bpffs_dir, Path::new("")) {
             note(remove_map_folder(&folder));
         }

@@ -11,7 +11,7 @@ use std::{
 use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, limits, maps};
 
 use crate::{
-    DatapathError, PodPaths, bpffs,
+    DatapathError, PodPaths, Uplinks, bpffs,
     programs::Programs,
     sys::{self, HashTable, PerCpuCounters},
     tables::{DesiredTables, TableDiff, TableState, Writer, Writes, addr_of},
@@ -45,6 +45,8 @@ pub struct Limits {
     pub affinity: u32,
     /// Unconnected UDP sockets that use Services.
     pub flows: u32,
+    /// Directions of connections from outside: two for each.
+    pub nat_flows: u32,
 }
 
 impl Default for Limits {
@@ -57,12 +59,13 @@ impl Default for Limits {
             rev_nat: limits::REV_NAT,
             affinity: limits::AFFINITY,
             flows: limits::FLOWS,
+            nat_flows: limits::NAT_FLOWS,
         }
     }
 }
 
 impl Limits {
-    pub(crate) fn by_map(&self) -> [(&'static str, u32); 8] {
+    pub(crate) fn by_map(&self) -> [(&'static str, u32); 9] {
         [
             (maps::SERVICES, self.services),
             (maps::SETS, self.sets),
@@ -72,6 +75,7 @@ impl Limits {
             (maps::REV_NAT, self.rev_nat),
             (maps::AFFINITY, self.affinity),
             (maps::FLOWS, self.flows),
+            (maps::NAT_FLOWS, self.nat_flows),
         ]
     }
 
@@ -92,7 +96,8 @@ impl Limits {
 pub struct NodeSettings {
     /// Ports looked up as NodePorts.
     pub node_ports: RangeInclusive<u16>,
-    /// The node's addresses, on which NodePorts answer. Loopback addresses need no entry.
+    /// The node's addresses, on which NodePorts answer. Loopback addresses need no entry. The first of each family is the
+    /// source of packets to backends on other nodes.
     pub addresses: Vec<IpAddr>,
     /// [`netns_cookie`] of the node's network namespace: only there is 127.0.0.1 the node.
     pub netns_cookie: u64,
@@ -121,6 +126,24 @@ pub struct Counters {
     pub pod_direct: u64,
     /// Packets of pods that were dropped for a source that is not theirs.
     pub pod_spoofed: u64,
+    /// Packets from clients outside, towards a backend.
+    pub nat_packets: u64,
+    /// Their bytes.
+    pub nat_bytes: u64,
+    /// Packets of backends, towards a client outside.
+    pub nat_reply_packets: u64,
+    /// Their bytes.
+    pub nat_reply_bytes: u64,
+    /// Connections from outside sent to a backend.
+    pub nat_flows: u64,
+    /// Packets from outside refused because the Service has no backend.
+    pub nat_refused: u64,
+    /// Dropped: `externalTrafficPolicy: Local` and no backend on this node.
+    pub nat_no_local: u64,
+    /// Dropped: no free port of the node for a backend on another one, or no way there.
+    pub nat_no_way: u64,
+    /// Dropped: has been on its way for too long.
+    pub nat_expired: u64,
 }
 
 /// The cookie of the calling thread's network namespace.
@@ -169,7 +192,7 @@ impl Datapath {
         let adopted = maps_dir.join(maps::CONFIG).exists();
         fs::create_dir_all(&maps_dir).map_err(|e| DatapathError::io("making", &maps_dir, e))?;
         let mut programs = Programs::load(&maps_dir, &config.limits)?;
-        programs.pin_pod_program(&config.bpffs_dir.join(bpffs::POD_PROGRAM))?;
+        programs.pin_link_programs(&config.bpffs_dir)?;
         let waiting = if others.is_empty() {
             programs.install(&config.bpffs_dir.join(bpffs::LINKS), &config.cgroup_path)?;
             None
@@ -215,12 +238,15 @@ impl Datapath {
             .filter(|addr| !wanted.contains(addr))
             .collect();
         self.node_addrs.remove(&gone)?;
+        let addr_of_family = |v4| wanted.iter().copied().find(|addr| addr.is_v4() == v4);
         let value = Config {
             abi: ABI_VERSION,
             node_port_first: *node.node_ports.start(),
             node_port_last: *node.node_ports.end(),
             node_netns: node.netns_cookie,
             flags: 0,
+            node_v4: addr_of_family(true).map_or(0, |addr| addr.as_v4()),
+            node_v6: addr_of_family(false).unwrap_or(Addr::ANY_V6),
             pad: 0,
         };
         if self.config.get(0)? != Some(value) {
@@ -283,6 +309,15 @@ impl Datapath {
             inconsistent: get(Metric::Inconsistent)?,
             pod_direct: get(Metric::PodDirect)?,
             pod_spoofed: get(Metric::PodSpoofed)?,
+            nat_packets: get(Metric::NatPackets)?,
+            nat_bytes: get(Metric::NatBytes)?,
+            nat_reply_packets: get(Metric::NatReplyPackets)?,
+            nat_reply_bytes: get(Metric::NatReplyBytes)?,
+            nat_flows: get(Metric::NatFlows)?,
+            nat_refused: get(Metric::NatRefused)?,
+            nat_no_local: get(Metric::NatNoLocal)?,
+            nat_no_way: get(Metric::NatNoWay)?,
+            nat_expired: get(Metric::NatExpired)?,
         })
     }
 
@@ -292,6 +327,15 @@ impl Datapath {
     /// [`DatapathError`] if a pin cannot be opened.
     pub fn pods(&self) -> Result<PodPaths, DatapathError> {
         PodPaths::open(&self.bpffs_dir, &self.maps_dir)
+    }
+
+    /// The node's links to the outside, with the programs and tables of this datapath. Tables that are still to be filled
+    /// serve nobody: the first [`Self::apply`] comes before.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a pin cannot be opened.
+    pub fn uplinks(&self) -> Result<Uplinks, DatapathError> {
+        Uplinks::open(&self.bpffs_dir)
     }
 
     /// The folder with the pins.

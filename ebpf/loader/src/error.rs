@@ -68,9 +68,9 @@ pub enum DatapathError {
         /// The set.
         set: SetId,
     },
-    /// A pod's link has gone, or the kernel refuses a program there.
-    #[error("attaching to a pod's link")]
-    PodLink(#[source] io::Error),
+    /// A link has gone, or the kernel refuses a program there.
+    #[error("attaching to a link")]
+    AtLink(#[source] io::Error),
     /// The events of a trace cannot be had.
     #[error("listening to the programs")]
     Trace(#[source] aya::maps::MapError),
@@ -114,6 +114,17 @@ impl DatapathError {
             path: path.into(),
             source,
         }
+    }
+
+    /// Why a program could not be put at a link.
+    pub(crate) fn at_link(source: io::Error) -> Self {
+        if source.raw_os_error() == Some(libc::EINVAL) {
+            return Self::MissingFeature {
+                feature: "eBPF programs at links (TCX)",
+                since: "6.6",
+            };
+        }
+        Self::AtLink(source)
     }
 
     /// Whether trying again later may help without anybody doing something.

@@ -18,7 +18,9 @@ mod pods;
 mod programs;
 mod sys;
 mod tables;
+mod test_run;
 mod trace;
+mod uplink;
 
 pub use crate::{
     bpffs::teardown,
@@ -31,5 +33,7 @@ pub use crate::{
         Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff,
         TableState, Writes,
     },
+    test_run::{TestRun, test_run},
     trace::{TraceHook, TraceVerdict, Traced, Tracer, Want},
+    uplink::Uplinks,
 };

@@ -1,7 +1,7 @@
 //! The ways from pod to pod: a program at the node's end of each pod's veth pair.
 
 use std::{
-    fs, io,
+    fs,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -113,7 +113,8 @@ impl PodPaths {
             }
             bpffs::remove_link(&pin)?;
         }
-        let link = sys::link_create_tcx_ingress(self.program.as_fd(), ifindex).map_err(explain)?;
+        let link = sys::link_create_tcx(self.program.as_fd(), ifindex, sys::Way::In)
+            .map_err(DatapathError::at_link)?;
         sys::obj_pin(link.as_fd(), &pin).map_err(|e| DatapathError::io("pinning", &pin, e))
     }
 
@@ -154,14 +155,4 @@ impl PodPaths {
         let results: Vec<_> = gone.map(|port| self.detach(port)).collect();
         results.into_iter().collect()
     }
-}
-
-fn explain(source: io::Error) -> DatapathError {
-    if source.raw_os_error() == Some(libc::EINVAL) {
-        return DatapathError::MissingFeature {
-            feature: "eBPF programs at links (TCX)",
-            since: "6.6",
-        };
-    }
-    DatapathError::PodLink(source)
 }

@@ -17,7 +17,7 @@ use aya::{
 };
 use skiff_ebpf_common::maps;
 
-use crate::{DatapathError, Limits, sys};
+use crate::{DatapathError, Limits, bpffs, sys};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skiff-programs"));
 
@@ -35,8 +35,8 @@ pub(crate) const HOOKS: [(&str, u32); 10] = [
     ("getpeername6", 30),
 ];
 
-/// The program that sees what pods send.
-const POD_PROGRAM: &str = "pod_egress";
+/// The programs at links: where pods' frames enter the node, and both ways at the links to the outside.
+const LINK_PROGRAMS: [&str; 3] = [bpffs::POD_PROGRAM, bpffs::UPLINK_IN, bpffs::UPLINK_OUT];
 
 /// The programs, accepted by the kernel and bound to the maps in one folder.
 pub(crate) struct Programs {
@@ -59,29 +59,35 @@ impl Programs {
                 .load()
                 .map_err(|source| explain(name, source))?;
         }
-        pod_program(&mut object)?
-            .load()
-            .map_err(|source| explain(POD_PROGRAM, source))?;
+        for name in LINK_PROGRAMS {
+            link_program(&mut object, name)?
+                .load()
+                .map_err(|source| explain(name, source))?;
+        }
         Ok(Self { object })
     }
 
-    /// Pins the program for pods' links at `path`, in place of an earlier one.
-    pub(crate) fn pin_pod_program(&mut self, path: &Path) -> Result<(), DatapathError> {
-        let program = pod_program(&mut self.object)?;
-        let fd = program
-            .fd()
-            .map_err(|source| DatapathError::Program {
-                program: POD_PROGRAM,
-                source,
-            })?
-            .as_fd();
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(DatapathError::io("unpinning", path, error));
+    /// Pins the programs for links in `folder`, in place of earlier ones.
+    pub(crate) fn pin_link_programs(&mut self, folder: &Path) -> Result<(), DatapathError> {
+        for name in LINK_PROGRAMS {
+            let path = folder.join(name);
+            let fd = link_program(&mut self.object, name)?
+                .fd()
+                .map_err(|source| DatapathError::Program {
+                    program: name,
+                    source,
+                })?
+                .as_fd();
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::io("unpinning", path, error));
+                }
+                _ => {}
             }
-            _ => {}
+            sys::obj_pin(fd, &path)
+                .map_err(|e| DatapathError::io("pinning a program at", path, e))?;
         }
-        sys::obj_pin(fd, path).map_err(|e| DatapathError::io("pinning a program at", path, e))
+        Ok(())
     }
 
     /// Puts them at the cgroup: exchanges those whose links are pinned already, attaches the others and pins them.
@@ -147,15 +153,16 @@ fn program<'a>(
     })
 }
 
-fn pod_program(object: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
-    let missing = DatapathError::NoProgram {
-        program: POD_PROGRAM,
-    };
-    let Some(program) = object.program_mut(POD_PROGRAM) else {
+fn link_program<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let missing = DatapathError::NoProgram { program: name };
+    let Some(program) = object.program_mut(name) else {
         return Err(missing);
     };
     program.try_into().map_err(|source| DatapathError::Program {
-        program: POD_PROGRAM,
+        program: name,
         source,
     })
 }

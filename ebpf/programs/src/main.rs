@@ -2,7 +2,7 @@
 //!
 //! Services are translated at the cgroup's socket hooks: an address is translated once per connection (or datagram of an unconnected UDP
 //! socket), before the kernel looks for a route, so packets carry the backend's address from the start.
-//! One program is in the packet's way, where a pod's frames enter the node.
+//! In the packets' way are programs where a pod's frames enter the node, and at the links to the outside.
 
 #![no_std]
 #![no_main]
@@ -14,8 +14,10 @@ mod bind4;
 mod bind6;
 mod connect4;
 mod connect6;
+mod frame;
 mod getpeername4;
 mod getpeername6;
+mod nat;
 mod pod_egress;
 mod recvmsg4;
 mod recvmsg6;
@@ -23,6 +25,7 @@ mod sendmsg4;
 mod sendmsg6;
 mod tables;
 mod trace;
+mod uplink;
 
 /// Programs cannot panic: what could is refused by the verifier.
 #[cfg(not(test))]

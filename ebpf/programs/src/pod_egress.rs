@@ -2,8 +2,8 @@
 //!
 //! A pod may send with its own hardware and IP addresses only. A frame to another pod of this node goes right into that
 //! pod's namespace: the bridge, its netfilter hooks and a pass through the backlog of another device are what it saves. Pods
-//! with something between them and the others (a queue that limits them) are left to the bridge, both ways. All
-//! else (broadcast, neighbour discovery, the node, the world) takes the bridge as without this program.
+//! with something between them and the others (a queue that limits them) are left to the bridge, both ways. What answers a
+//! client outside, who came through a Service, is translated and leaves at once. All else (broadcast, neighbour discovery, the node, the world) takes the bridge as without this program.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -14,10 +14,10 @@ use aya_ebpf::{
 };
 use skiff_ebpf_common::{Addr, Metric, POD_DIRECT, PodPort, PodSource, limits};
 
-use crate::tables::count;
+use crate::{tables::count, uplink};
 
 #[map]
-static POD_PORTS: HashMap<Addr, PodPort> = HashMap::with_max_entries(limits::PODS, 0);
+pub(crate) static POD_PORTS: HashMap<Addr, PodPort> = HashMap::with_max_entries(limits::PODS, 0);
 #[map]
 static POD_SOURCES: HashMap<u32, PodSource> = HashMap::with_max_entries(limits::PODS, 0);
 
@@ -32,7 +32,7 @@ const IPV6_HEADERS: usize = ETHERNET + 40;
 
 /// The hook. Whoever else is attached behind us has a say too (`TCX_NEXT`).
 #[classifier]
-pub fn pod_egress(mut ctx: TcContext) -> i32 {
+pub fn pod_egress(ctx: TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let port = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: a copy is taken at once.
@@ -64,17 +64,20 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
         count(Metric::PodSpoofed);
         return TC_ACT_SHOT;
     }
-    let Some((_, destination)) = ends.filter(|_| own.flags & POD_DIRECT != 0) else {
+    let Some((_, destination)) = ends else {
         return TC_ACT_UNSPEC;
     };
     // SAFETY: a copy is taken at once.
     match unsafe { POD_PORTS.get(destination) }.copied() {
-        Some(pod) if pod.mac == [d0, d1, d2, d3, d4, d5] && pod.flags & POD_DIRECT != 0 => {
+        None => uplink::answer(&ctx).unwrap_or(TC_ACT_UNSPEC),
+        Some(pod)
+            if pod.mac == [d0, d1, d2, d3, d4, d5] && own.flags & pod.flags & POD_DIRECT != 0 =>
+        {
             count(Metric::PodDirect);
             // SAFETY: takes no pointers. Fails (and the frame is dropped) if the port is gone, as on a bridge.
             unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
         }
-        _ => TC_ACT_UNSPEC,
+        Some(_) => TC_ACT_UNSPEC,
     }
 }
 

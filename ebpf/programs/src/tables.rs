@@ -138,16 +138,22 @@ impl Tables for KernelTables {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(metric: Metric) {
+    add(metric, 1);
+}
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn add(metric: Metric, amount: u64) {
     if let Some(counter) = LB_METRICS.get_ptr_mut(metric as u32) {
         // SAFETY: this CPU's own element; the hooks do not interrupt each other on a CPU in a way that matters
         // for a counter.
-        unsafe { *counter += 1 }
+        unsafe { *counter += amount }
     }
 }
 
 /// Adds one to the connections of a set.
 #[inline(always)]
-fn count_connection(set: u32) {
+pub(crate) fn count_connection(set: u32) {
     if let Some(counter) = LB_CONNECTIONS.get_ptr_mut(set) {
         // SAFETY: array elements are never freed, are aligned, and are only added to. Atomic rather than per CPU: a
         // connection costs a thousand times as much, and memory would grow with the number of CPUs.

@@ -15,17 +15,20 @@ static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(limits::TRACE_BYTES, 0);
 /// Tells it if somebody wants to know. `event` is asked for only while somebody traces.
 #[inline(always)]
 pub(crate) fn tell(event: impl FnOnce() -> TraceEvent) {
-    let Some(filter) = TRACE_FILTER.get(0) else {
-        return;
-    };
-    if filter.until != 0 {
+    if let Some(filter) = listening() {
         tell_wanted(filter, &event());
     }
 }
 
+/// What somebody wants to know, if there may be somebody.
+#[inline(always)]
+pub(crate) fn listening() -> Option<&'static TraceFilter> {
+    TRACE_FILTER.get(0).filter(|filter| filter.until != 0)
+}
+
 /// A function of its own, so that hooks stay short while nobody traces.
 #[inline(never)]
-fn tell_wanted(filter: &TraceFilter, event: &TraceEvent) {
+pub(crate) fn tell_wanted(filter: &TraceFilter, event: &TraceEvent) {
     // SAFETY: has no arguments.
     let time = unsafe { bpf_ktime_get_coarse_ns() };
     if time > filter.until || !filter.wants(event) {

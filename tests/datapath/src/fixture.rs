@@ -51,6 +51,7 @@ pub fn spec(set: SetId) -> FrontendSpec {
         inside: set,
         outside: None,
         affinity_seconds: 0,
+        local_only: false,
     }
 }
 

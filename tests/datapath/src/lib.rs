@@ -6,6 +6,7 @@
 mod bridged;
 mod fixture;
 mod node;
+mod pod;
 
 pub use skiff_test_harness::probe::{Probe, protocol};
 
@@ -16,4 +17,5 @@ pub use crate::{
         tcp, udp, web,
     },
     node::{NODE, NODE6, PODS, PODS6, TestNode, ip},
+    pod::{POD_PORT, Pod, addr_v6, bridge},
 };

@@ -48,7 +48,7 @@ pub struct TestNode {
     pub netns: PathBuf,
     /// The pods' network namespace.
     pub pod_netns: PathBuf,
-    program: PathBuf,
+    pub(crate) program: PathBuf,
     _folder: tempfile::TempDir,
 }
 
@@ -120,6 +120,7 @@ impl TestNode {
             rev_nat: 4096,
             affinity: 1024,
             flows: 1024,
+            nat_flows: 1024,
         };
         DatapathConfig {
             cgroup_path: self.cgroup.clone(),

@@ -1,104 +1,23 @@
 //! The way from pod to pod.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
-    path::{Path, PathBuf},
+    net::{Ipv4Addr, SocketAddrV4},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
-use skiff_ebpf_loader::{Datapath, PodPaths, PodPort};
-use skiff_netns::{NetNs, delete_pinned};
+use skiff_ebpf_loader::{Datapath, PodPaths};
+use skiff_netns::NetNs;
 use skiff_tests_datapath::{
-    Probe, TestNode, ip,
+    POD_PORT, Pod, Probe, TestNode, bridge, ip,
     protocol::{Answer, Command as Say},
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
-const PORT: u16 = 8080;
-
-/// A pod at the node's bridge.
-struct Pod {
-    addr: Ipv4Addr,
-    netns: PathBuf,
-    port: PodPort,
-}
-
-impl Pod {
-    fn new(node: &TestNode, number: u8) -> Result<Self> {
-        let netns = node.netns.with_file_name(format!("pod{number}"));
-        NetNs::create_pinned(&netns)?;
-        let addr = Ipv4Addr::new(10, 77, 0, number);
-        let mac = [0x0a, 0x58, 10, 77, 0, number];
-        let pod = Self {
-            addr,
-            netns,
-            port: PodPort {
-                ifindex: u32::from(number) + 100,
-                mac,
-                addrs: vec![addr.into(), addr_v6(number)],
-                direct: true,
-            },
-        };
-        let (name, index) = (format!("veth{number}"), pod.port.ifindex.to_string());
-        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let netns = pod.netns.to_string_lossy().into_owned();
-        let veth = [
-            "link", "add", &name, "index", &index, "master", "br0", "type", "veth", "peer", "name",
-            "eth0", "address", &text, "netns", &netns,
-        ];
-        ip(&node.netns, &veth)?;
-        ip(&node.netns, &["link", "set", &name, "up"])?;
-        ip(&pod.netns, &["link", "set", "eth0", "up"])?;
-        ip(
-            &pod.netns,
-            &["address", "add", &format!("{addr}/24"), "dev", "eth0"],
-        )?;
-        Ok(pod)
-    }
-
-    fn probe(&self) -> Result<Probe> {
-        Probe::start(Path::new(PROGRAM), None, &self.netns)
-    }
-
-    fn serve(&self) -> Result<Probe> {
-        let mut probe = self.probe()?;
-        probe.tell(&Say::TcpServe {
-            addr: (self.addr, PORT).into(),
-            name: self.addr.to_string(),
-        })?;
-        Ok(probe)
-    }
-
-    /// Pings from one of its addresses; true if an answer comes.
-    fn pings(&self, from: &str, to: Ipv4Addr) -> Result<bool> {
-        let status = Command::new("nsenter")
-            .arg(format!("--net={}", self.netns.display()))
-            .args(["busybox", "ping", "-q", "-c", "1", "-W", "1", "-I", from])
-            .arg(to.to_string())
-            .stdout(std::process::Stdio::null())
-            .status()?;
-        Ok(status.success())
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        drop(delete_pinned(&self.netns));
-    }
-}
-
-fn addr_v6(number: u8) -> IpAddr {
-    IpAddr::from([0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(number)])
-}
 
 fn node() -> Result<(TestNode, Pod, Pod)> {
     let node = TestNode::new(PROGRAM)?;
-    ip(&node.netns, &["link", "add", "br0", "up", "type", "bridge"])?;
-    ip(
-        &node.netns,
-        &["address", "add", "10.77.0.1/24", "dev", "br0"],
-    )?;
+    bridge(&node)?;
     let (one, two) = (Pod::new(&node, 2)?, Pod::new(&node, 3)?);
     Ok((node, one, two))
 }
@@ -112,7 +31,7 @@ fn attach(node: &TestNode, paths: &PodPaths, pods: &[&Pod]) -> Result<()> {
 }
 
 fn ask(client: &mut Probe, pod: &Pod, times: u32) -> Result<Answer> {
-    let addr = SocketAddrV4::new(pod.addr, PORT).into();
+    let addr = SocketAddrV4::new(pod.addr, POD_PORT).into();
     client.tell(&Say::Tcp { addr, times })
 }
 
@@ -222,7 +141,10 @@ fn the_ways_outlive_the_daemon_and_are_adopted() -> Result<()> {
         .run(|| paths.attach(&two.port))?
         .err()
         .context("the link has gone")?;
-    assert!(missing.to_string().contains("pod's link"), "{missing}");
+    assert!(
+        missing.to_string().contains("attaching to a link"),
+        "{missing}"
+    );
     Ok(())
 }
 

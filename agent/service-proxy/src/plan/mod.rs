@@ -97,6 +97,7 @@ fn plan_family<'a>(
         inside,
         outside,
         affinity_seconds: service.affinity_seconds,
+        local_only: outside.is_some() && service.external_local,
     };
     let internal = spec(internal_set, None);
     // Clients in the cluster reach external addresses by all backends, as with upstream's proxy:

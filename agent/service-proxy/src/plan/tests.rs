@@ -209,7 +209,8 @@ fn traffic_policies_choose_the_set() {
             panic!("{plan:?}")
         };
         assert_eq!(of(&plan, internal.inside), expected, "{policy}");
-        assert_eq!(internal.outside, None);
+        assert_eq!((internal.outside, internal.local_only), (None, false));
+        assert_eq!(external.local_only, policy == "Local");
         // Clients on the node reach external addresses by all endpoints, whatever the policy.
         assert_eq!(of(&plan, external.inside), all, "{policy}");
         assert_eq!(of(&plan, external.outside.unwrap()), expected, "{policy}");

@@ -108,6 +108,7 @@ pub(super) fn spec_of(
         inside: *owners.get(&service.inside)?,
         outside,
         affinity_seconds: service.affinity_seconds,
+        local_only: service.flags & abi::SERVICE_LOCAL_ONLY != 0,
     })
 }
 

@@ -170,6 +170,8 @@ pub struct FrontendSpec {
     pub outside: Option<SetId>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
     pub affinity_seconds: u32,
+    /// `externalTrafficPolicy: Local`: while [`Self::outside`] is empty its packets are dropped, not refused.
+    pub local_only: bool,
 }
 
 /// The whole state that is wanted.

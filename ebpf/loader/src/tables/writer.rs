@@ -386,7 +386,11 @@ impl Writer {
                 inside: index(spec.inside)?,
                 outside: spec.outside.map(index).transpose()?.unwrap_or(0),
                 affinity_seconds: spec.affinity_seconds,
-                flags: 0,
+                flags: if spec.local_only {
+                    abi::SERVICE_LOCAL_ONLY
+                } else {
+                    0
+                },
                 pad: 0,
             });
         }
