@@ -264,22 +264,9 @@ fn start_proxy(
 ) -> Result<()> {
     let client = in_process::client(router, "system:kube-proxy");
     let addresses = vec![settings.node_ip.into()];
-    let proxy = proxy::assemble(
-        &settings.node.place,
-        addresses,
-        NODE_PORTS,
-        client,
-        dataplane,
-    )?;
-    let place = settings.node.place.clone();
-    tasks.spawn(dataplane::retire_other(
-        mode,
-        place,
-        proxy.handle(),
-        token.clone(),
-    ));
-    let token = token.clone();
-    tasks.spawn(async move { Ok(proxy.run(token).await?) });
+    let place = &settings.node.place;
+    let proxy = proxy::assemble(place, addresses.clone(), NODE_PORTS, client, dataplane)?;
+    proxy::spawn(proxy, mode, place, addresses, tasks, token);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod preflight;
 mod proxy;
 mod publish;
 mod shutdown;
+mod uplinks;
 
 use std::{io::IsTerminal, process::ExitCode};
 

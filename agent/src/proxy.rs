@@ -23,6 +23,7 @@ use crate::{
     compose,
     config::{Place, ProxySettings},
     dataplane, lock, shutdown,
+    uplinks::UplinkTask,
 };
 
 /// Another cluster's API server may give any port to a Service as its NodePort.
@@ -38,7 +39,7 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let addresses = settings.ranges.node_addresses.clone();
     let proxy = assemble(
         &settings.place,
-        addresses,
+        addresses.clone(),
         ANY_PORT,
         client,
         opened.dataplane,
@@ -46,17 +47,7 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let token = CancellationToken::new();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     tasks.spawn(serve_health(health, proxy.handle(), token.clone()));
-    let place = settings.place.clone();
-    tasks.spawn(dataplane::retire_other(
-        mode,
-        place,
-        proxy.handle(),
-        token.clone(),
-    ));
-    tasks.spawn({
-        let token = token.clone();
-        async move { Ok(proxy.run(token).await?) }
-    });
+    spawn(proxy, mode, &settings.place, addresses, &mut tasks, &token);
     tracing::info!(
         node = settings.place.name,
         addresses = ?settings.ranges.node_addresses,
@@ -117,6 +108,30 @@ pub(crate) fn assemble(
         node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
     };
     Ok(ServiceProxy::new(client, config, dataplane))
+}
+
+/// Starts it, and what goes with its mode: the end of the other one, and with kernel programs the care for the links that
+/// clients outside come in by.
+pub(crate) fn spawn(
+    proxy: ServiceProxy,
+    mode: ProxyMode,
+    place: &Place,
+    node_addresses: Vec<IpAddr>,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) {
+    let (handle, ending) = (proxy.handle(), token.clone());
+    tasks.spawn(dataplane::retire_other(mode, place.clone(), handle, ending));
+    if mode == ProxyMode::Ebpf {
+        let uplinks = UplinkTask::new(place, node_addresses, proxy.handle());
+        let ending = token.clone();
+        tasks.spawn(async move {
+            uplinks.run(ending).await;
+            Ok(())
+        });
+    }
+    let ending = token.clone();
+    tasks.spawn(async move { Ok(proxy.run(ending).await?) });
 }
 
 /// A client of the API server that a kubeconfig names.

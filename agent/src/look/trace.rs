@@ -60,6 +60,7 @@ fn describe(event: &Traced, names: &Names) -> String {
         TraceHook::Recvmsg => "recvmsg",
         TraceHook::Bind => "bind",
         TraceHook::PodEgress => "pod_egress",
+        TraceHook::Uplink => "uplink",
     };
     let protocol = match event.protocol {
         Some(Protocol::Tcp) => "TCP",

@@ -16,6 +16,7 @@ mod tc;
 mod tuning;
 mod turn;
 mod vxlan;
+mod watch;
 
 use std::{
     fs,
@@ -43,6 +44,7 @@ pub use route::RouteSpec;
 pub use tc::{LinkLimit, RemoteAddress, Shaped, TokenBucket};
 pub use tuning::LinkChange;
 pub use vxlan::{VxlanLink, VxlanSpec};
+pub use watch::Watch;
 
 const THREAD_NETNS: &str = "/proc/thread-self/ns/net";
 /// How often an interrupted dump is repeated: links come and go all the time on a busy node.

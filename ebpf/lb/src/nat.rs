@@ -128,7 +128,6 @@ fn without_backend(service: &Service) -> Choice {
 
 /// The same on every node, so that each sends a flow to the same backend.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "takes the high half")]
 fn hash(key: &FlowKey) -> u32 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let Addr([a, b, c, d]) = key.src;

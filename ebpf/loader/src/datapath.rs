@@ -11,7 +11,7 @@ use std::{
 use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, limits, maps};
 
 use crate::{
-    DatapathError, PodPaths, Uplinks, bpffs,
+    DatapathError, PodPaths, bpffs,
     programs::Programs,
     sys::{self, HashTable, PerCpuCounters},
     tables::{DesiredTables, TableDiff, TableState, Writer, Writes, addr_of},
@@ -327,15 +327,6 @@ impl Datapath {
     /// [`DatapathError`] if a pin cannot be opened.
     pub fn pods(&self) -> Result<PodPaths, DatapathError> {
         PodPaths::open(&self.bpffs_dir, &self.maps_dir)
-    }
-
-    /// The node's links to the outside, with the programs and tables of this datapath. Tables that are still to be filled
-    /// serve nobody: the first [`Self::apply`] comes before.
-    ///
-    /// # Errors
-    /// [`DatapathError`] if a pin cannot be opened.
-    pub fn uplinks(&self) -> Result<Uplinks, DatapathError> {
-        Uplinks::open(&self.bpffs_dir)
     }
 
     /// The folder with the pins.

@@ -13,6 +13,7 @@
 mod bpffs;
 mod datapath;
 mod error;
+mod flows;
 mod inspect;
 mod pods;
 mod programs;
@@ -26,6 +27,7 @@ pub use crate::{
     bpffs::teardown,
     datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
     error::DatapathError,
+    flows::{FlowState, FlowTable, NatFlow, Swept},
     inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
     pods::{PodPaths, PodPort},
     programs::attached_programs,

@@ -22,8 +22,12 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    /// Opens the programs and puts them in the place of earlier ones wherever those are attached.
-    pub(crate) fn open(bpffs_dir: &Path) -> Result<Self, DatapathError> {
+    /// Opens the programs of a node's datapath and puts them in the place of earlier ones wherever those are attached. Tables
+    /// that are still to be filled serve nobody: the first [`crate::Datapath::apply`] comes before.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a pin cannot be opened.
+    pub fn open(bpffs_dir: &Path) -> Result<Self, DatapathError> {
         let dir = bpffs_dir.join(bpffs::UPLINKS);
         fs::create_dir_all(&dir).map_err(|e| DatapathError::io("making", &dir, e))?;
         let open = |name| {

@@ -128,6 +128,7 @@ fn tables(service: &Service, count: u32) -> Result<DesiredTables> {
             inside: set,
             outside: None,
             affinity_seconds: 0,
+            local_only: false,
         };
         tables.sets.insert(set, backends);
         tables.frontends.insert(frontend, spec);

@@ -5,12 +5,13 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use skiff_ebpf_loader::{
-    Backend, Datapath, DesiredTables, Frontend, FrontendSpec, IpFamily, NodeSettings, Protocol,
-    SetId, Uplinks,
+    Backend, Datapath, DesiredTables, FlowState, FlowTable, Frontend, FrontendSpec, IpFamily,
+    NodeSettings, Protocol, SetId, Uplinks,
 };
 use skiff_netns::{NetNs, delete_pinned};
 use skiff_tests_datapath::{
@@ -84,7 +85,7 @@ impl Site {
         for pod in &pods {
             netns.run(|| paths.attach(&pod.port))??;
         }
-        let uplinks = datapath.uplinks()?;
+        let uplinks = Uplinks::open(&node.bpffs)?;
         let site = Self {
             node,
             pods,
@@ -260,7 +261,8 @@ fn clients_outside_reach_pods_by_every_frontend_and_keep_their_address() -> Resu
         assert_eq!(answered(&answer, seen)?, both, "{addr}");
     }
     let counters = site.datapath.counters()?;
-    assert_eq!(counters.nat_flows, 4 * 80);
+    // A client may be given the same port twice.
+    assert!((300..=4 * 80).contains(&counters.nat_flows), "{counters:?}");
     assert!(counters.nat_packets >= 4 * 40 * 5, "{counters:?}");
     assert!(counters.nat_reply_packets >= 4 * 40 * 4, "{counters:?}");
     assert!(counters.nat_reply_bytes > counters.nat_reply_packets * 54);
@@ -409,5 +411,79 @@ fn programs_stay_attached_until_they_are_removed() -> Result<()> {
     site.uplinks.retain(&[])?;
     assert_eq!(fs::read_dir(&pins)?.count(), 0);
     assert_eq!(client.tell(&Say::Tcp { addr, times: 1 })?.total(), 0);
+    Ok(())
+}
+
+#[test]
+fn connections_are_listed_and_removed_when_they_have_been_silent_for_long() -> Result<()> {
+    let mut site = Site::new()?;
+    site.apply(&site.tables(1))?;
+    let _servers = site.serve()?;
+    let mut client = site.client()?;
+    let open = SocketAddr::from((BALANCER[1], ECHO));
+    client.tell(&Say::Open { addr: open })?;
+    client.tell(&Say::Ask)?;
+    let ended = SocketAddr::from((NODE[0], NODE_PORT));
+    client.tell(&Say::Tcp {
+        addr: ended,
+        times: 1,
+    })?;
+    client.tell(&Say::UdpConnected {
+        addr: ended,
+        times: 1,
+    })?;
+    let flows = FlowTable::open(&site.node.bpffs)?;
+    let states = || {
+        let mut all: Vec<_> = flows
+            .list()?
+            .into_iter()
+            .map(|flow| {
+                assert_eq!(flow.client.ip(), CLIENT[usize::from(flow.asked.is_ipv6())]);
+                assert_eq!(flow.source, None);
+                (flow.asked, flow.protocol, flow.state)
+            })
+            .collect();
+        all.sort_unstable();
+        Ok::<_, anyhow::Error>(all)
+    };
+    let tcp = (open, Protocol::Tcp, FlowState::Open);
+    let mut expected = vec![
+        (ended, Protocol::Tcp, FlowState::Closing),
+        // The client has said one word, and heard one.
+        (ended, Protocol::Udp, FlowState::Opening),
+        tcp,
+    ];
+    expected.sort_unstable();
+    assert_eq!(states()?, expected);
+    assert_eq!(flows.sweep()?.removed, 0);
+    let now = Duration::from_millis(uptime_millis()?);
+    let swept = flows.sweep_at(now + Duration::from_secs(130))?;
+    assert_eq!((swept.removed, swept.kept), (4, 2));
+    assert_eq!(states()?, [tcp]);
+    assert_eq!(client.tell(&Say::Ask)?.names, only("?", 1));
+    assert_eq!(flows.sweep_at(now + Duration::from_secs(9_000))?.kept, 0);
+    Ok(())
+}
+
+/// The kernel's monotonic clock, as `/proc` has it.
+fn uptime_millis() -> Result<u64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds = text.split(' ').next().context("uptime")?;
+    Ok(seconds.replace('.', "").parse::<u64>()? * 10)
+}
+
+/// With its table full the oldest connections go; new ones are served.
+#[test]
+fn a_full_table_serves_new_connections() -> Result<()> {
+    let mut site = Site::new()?;
+    site.apply(&site.tables(1))?;
+    let _servers = site.serve()?;
+    let mut client = site.client()?;
+    let addr = SocketAddr::from((NODE[0], NODE_PORT));
+    // Twice as many as the table takes: 1024 directions.
+    let answer = client.tell(&Say::UdpConnected { addr, times: 1024 })?;
+    assert_eq!((answer.total(), answer.errors), (1024, BTreeMap::new()));
+    let swept = FlowTable::open(&site.node.bpffs)?.sweep()?;
+    assert!(swept.kept <= swept.limit as usize, "{swept:?}");
     Ok(())
 }

@@ -167,7 +167,7 @@ proptest! {
 }
 
 #[test]
-fn a_changed_endpoint_touches_its_set_only() {
+fn a_changed_endpoint_touches_its_sets_only() {
     let mut tracker = Tracker::default();
     for number in 0..3 {
         tracker.set_service(name(number), Some(service(0, number, 1, false)));
@@ -177,7 +177,8 @@ fn a_changed_endpoint_touches_its_set_only() {
     catch_up(&mut tracker, &mut tables);
     tracker.set_slice("dev", "slice1", Some(slice(1, 3)));
     let diff = tracker.diff(&tables);
-    assert_eq!((diff.publish.len(), diff.upsert.len()), (1, 0));
+    // Those for clients on the node and outside.
+    assert_eq!((diff.publish.len(), diff.upsert.len()), (2, 0));
     assert!(diff.remove_frontends.is_empty() && diff.remove_sets.is_empty());
     tracker.set_slice("dev", "slice1", Some(slice(1, 3)));
     assert!(!tracker.is_dirty());
@@ -219,7 +220,7 @@ fn what_a_complete_list_does_not_name_is_gone() {
     catch_up(&mut tracker, &mut tables);
     assert_eq!(
         tables.sets.values().collect::<Vec<_>>(),
-        [&Vec::<Backend>::new()]
+        [&Vec::<Backend>::new(); 2]
     );
 }
 

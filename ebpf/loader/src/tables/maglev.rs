@@ -177,7 +177,7 @@ mod tests {
         /// The order in which backends are listed means nothing.
         #[test]
         fn prop_the_order_of_backends_means_nothing(
-            members in prop::collection::btree_set(any::<u16>(), 1..40).prop_map(|set| backends(set)).prop_shuffle()
+            members in prop::collection::btree_set(any::<u16>(), 1..40).prop_map(backends).prop_shuffle()
         ) {
             let mut sorted = members.clone();
             sorted.sort_unstable();
