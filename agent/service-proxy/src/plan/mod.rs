@@ -81,18 +81,19 @@ fn plan_family<'a>(
     let is_exposed =
         port.node_port.is_some() || service.external_ips.iter().any(|ip| of_family(&ip));
     let outside = is_exposed.then(|| outside_set_id(name, port, family));
-    if service.internal_local {
-        plan.sets.push((internal_set, local()));
-    }
-    if let Some(outside) = outside {
+    let exposed = outside.map(|outside| {
         let members = if service.external_local {
             local()
         } else {
             all.clone()
         };
-        plan.sets.push((outside, members));
-    }
+        (outside, members)
+    });
     plan.sets.push((set, all));
+    if service.internal_local {
+        plan.sets.push((internal_set, local()));
+    }
+    plan.sets.extend(exposed);
     let spec = |inside, outside| FrontendSpec {
         inside,
         outside,
