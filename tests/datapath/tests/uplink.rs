@@ -16,7 +16,7 @@ use skiff_ebpf_loader::{
 use skiff_netns::{NetNs, delete_pinned};
 use skiff_tests_datapath::{
     POD_PORT, Pod, Probe, TestNode, addr_v6, bridge, ip, program,
-    protocol::{Answer, Command as Say},
+    protocol::{Answer, Command as Say, How},
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
@@ -145,7 +145,7 @@ impl Site {
     fn serve(&self) -> Result<Vec<Probe>> {
         let serve = |pod: &Pod| {
             let mut probe = pod.probe()?;
-            let name = format!("{} {{peer}}", pod.addr);
+            let name = pod.addr.to_string();
             for ip in &pod.port.addrs {
                 let addr = (*ip, POD_PORT).into();
                 let name = name.clone();
@@ -232,13 +232,30 @@ fn only(key: impl ToString, count: u32) -> BTreeMap<String, u32> {
 }
 
 /// Which pods answered, having seen `client` as the client.
-fn answered(answer: &Answer, client: IpAddr) -> Result<BTreeSet<String>> {
-    let parts = answer.names.keys().map(|name| {
-        let (pod, seen) = name.split_once(' ').context("no client")?;
-        assert_eq!(seen, client.to_string());
-        Ok(pod.to_owned())
-    });
-    parts.collect()
+fn answered(answer: &Answer, client: IpAddr) -> BTreeSet<String> {
+    assert_eq!(answer.sources, only(client, answer.total()));
+    answer.names.keys().cloned().collect()
+}
+
+/// A TCP connection that stays open.
+fn open(client: &mut Probe, addr: SocketAddr) -> Result<()> {
+    let opened = client.tell(&Say::Open {
+        id: 1,
+        how: How::Tcp,
+        addr,
+        patience_ms: 5_000,
+    })?;
+    assert_eq!(opened.errors, BTreeMap::new());
+    Ok(())
+}
+
+/// Asks once on it; who answers.
+fn say(client: &mut Probe) -> Result<BTreeMap<String, u32>> {
+    let said = Say::Say {
+        id: 1,
+        patience_ms: 5_000,
+    };
+    Ok(client.tell(&said)?.names)
 }
 
 #[test]
@@ -254,11 +271,11 @@ fn clients_outside_reach_pods_by_every_frontend_and_keep_their_address() -> Resu
         assert_eq!(answer.errors, BTreeMap::new(), "{addr}");
         assert_eq!(answer.total(), 40);
         assert_eq!(answer.peers, only(addr, 40));
-        assert_eq!(answered(&answer, seen)?, both, "{addr}");
+        assert_eq!(answered(&answer, seen), both, "{addr}");
         let answer = client.tell(&Say::UdpConnected { addr, times: 40 })?;
         assert_eq!(answer.errors, BTreeMap::new(), "{addr}");
         assert_eq!(answer.total(), 40);
-        assert_eq!(answered(&answer, seen)?, both, "{addr}");
+        assert_eq!(answered(&answer, seen), both, "{addr}");
     }
     let counters = site.datapath.counters()?;
     // A client may be given the same port twice.
@@ -293,31 +310,30 @@ fn an_open_connection_outlives_the_daemon_its_backend_s_removal_and_its_uplink()
     site.apply(&site.tables(1))?;
     let _servers = site.serve()?;
     let mut client = site.client()?;
-    let addr = SocketAddr::from((BALANCER[0], ECHO));
-    client.tell(&Say::Open { addr })?;
-    let said = only("?", 1);
-    assert_eq!(client.tell(&Say::Ask)?.names, said);
+    open(&mut client, (BALANCER[0], POD_PORT).into())?;
+    let said = only(site.pods[0].addr, 1);
+    assert_eq!(say(&mut client)?, said);
     // The daemon dies.
     site.datapath = site.node.open()?;
     site.datapath.set_node(&NodeSettings {
         addresses: NODE.to_vec(),
         ..site.node.settings()?
     })?;
-    assert_eq!(client.tell(&Say::Ask)?.names, said);
+    assert_eq!(say(&mut client)?, said);
     // The backend is not to be used any more; the next connection goes to the other one.
     let mut moved = site.tables(2);
     for members in moved.sets.values_mut() {
         members.retain(|backend| !site.pods[0].port.addrs.contains(&backend.addr));
     }
     site.apply(&moved)?;
-    assert_eq!(client.tell(&Say::Ask)?.names, said);
+    assert_eq!(say(&mut client)?, said);
     let next = (BALANCER[0], POD_PORT).into();
     let answer = client.tell(&Say::Tcp {
         addr: next,
         times: 5,
     })?;
     assert_eq!(
-        answered(&answer, CLIENT[0])?,
+        answered(&answer, CLIENT[0]),
         [site.pods[1].addr.to_string()].into()
     );
     // The link goes and comes back under another number.
@@ -325,7 +341,7 @@ fn an_open_connection_outlives_the_daemon_its_backend_s_removal_and_its_uplink()
     site.plug_in(UPLINK + 1)?;
     site.uplinks.retain(&[UPLINK + 1])?;
     assert_eq!(site.uplinks.attached(), [UPLINK + 1]);
-    assert_eq!(client.tell(&Say::Ask)?.names, said);
+    assert_eq!(say(&mut client)?, said);
     Ok(())
 }
 
@@ -356,7 +372,7 @@ fn datagrams_leave_a_removed_backend_at_once() -> Result<()> {
         })?;
         assert_eq!(then.peers, only(addr, 3));
         let other = [site.pods[1].addr.to_string()].into();
-        assert_eq!(answered(&then, CLIENT[usize::from(addr.is_ipv6())])?, other);
+        assert_eq!(answered(&then, CLIENT[usize::from(addr.is_ipv6())]), other);
     }
     Ok(())
 }
@@ -420,9 +436,9 @@ fn connections_are_listed_and_removed_when_they_have_been_silent_for_long() -> R
     site.apply(&site.tables(1))?;
     let _servers = site.serve()?;
     let mut client = site.client()?;
-    let open = SocketAddr::from((BALANCER[1], ECHO));
-    client.tell(&Say::Open { addr: open })?;
-    client.tell(&Say::Ask)?;
+    let kept = SocketAddr::from((BALANCER[1], POD_PORT));
+    open(&mut client, kept)?;
+    say(&mut client)?;
     let ended = SocketAddr::from((NODE[0], NODE_PORT));
     client.tell(&Say::Tcp {
         addr: ended,
@@ -446,7 +462,7 @@ fn connections_are_listed_and_removed_when_they_have_been_silent_for_long() -> R
         all.sort_unstable();
         Ok::<_, anyhow::Error>(all)
     };
-    let tcp = (open, Protocol::Tcp, FlowState::Open);
+    let tcp = (kept, Protocol::Tcp, FlowState::Open);
     let mut expected = vec![
         (ended, Protocol::Tcp, FlowState::Closing),
         // The client has said one word, and heard one.
@@ -460,7 +476,7 @@ fn connections_are_listed_and_removed_when_they_have_been_silent_for_long() -> R
     let swept = flows.sweep_at(now + Duration::from_secs(130))?;
     assert_eq!((swept.removed, swept.kept), (4, 2));
     assert_eq!(states()?, [tcp]);
-    assert_eq!(client.tell(&Say::Ask)?.names, only("?", 1));
+    assert_eq!(say(&mut client)?, only(site.pods[0].addr, 1));
     assert_eq!(flows.sweep_at(now + Duration::from_secs(9_000))?.kept, 0);
     Ok(())
 }

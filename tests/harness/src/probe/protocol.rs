@@ -24,6 +24,18 @@ pub enum Command {
         /// What.
         name: String,
     },
+    /// Sends back whatever comes in over TCP, from now on.
+    TcpEcho {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// Sends so many bytes over TCP to one who sends them back, and compares: the name is `same` or `different`.
+    Transfer {
+        /// Where.
+        addr: SocketAddr,
+        /// How many.
+        bytes: usize,
+    },
     /// Connects so many times, one after the other.
     Tcp {
         /// Where.

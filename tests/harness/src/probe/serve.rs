@@ -70,6 +70,10 @@ impl State {
         match command {
             Command::TcpServe { addr, name } => serve_tcp(addr, name)?,
             Command::UdpServe { addr, name } => serve_udp(addr, name)?,
+            Command::TcpEcho { addr } => serve_echo(addr)?,
+            Command::Transfer { addr, bytes } => {
+                note(socket::transfer(addr, bytes, PATIENCE), &mut answer);
+            }
             Command::Tcp { addr, times } => {
                 ask(How::Tcp, addr, None, times, PATIENCE, &mut answer);
             }
@@ -141,6 +145,16 @@ fn serve_tcp(addr: SocketAddr, name: String) -> Result<()> {
         for stream in listener.incoming().flatten() {
             let name = name.clone();
             std::thread::spawn(move || serve_lines(&stream, &name));
+        }
+    });
+    Ok(())
+}
+
+fn serve_echo(addr: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(addr).with_context(|| format!("listening on {addr}"))?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || io::copy(&mut &stream, &mut &stream));
         }
     });
     Ok(())

@@ -83,6 +83,31 @@ impl Client {
     }
 }
 
+/// Sends bytes to one who sends them back; whether they come back as they were. `patience` is for each step.
+pub(super) fn transfer(addr: SocketAddr, bytes: usize, patience: Duration) -> io::Result<String> {
+    let mut stream = connect_tcp(addr, None, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut writer = stream.try_clone()?;
+    writer.set_write_timeout(Some(patience))?;
+    // Not the same in every segment.
+    let sent: Vec<u8> = (0..bytes).map(|n| (n / 7).to_le_bytes()[n % 2]).collect();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&copy)?;
+        writer.shutdown(std::net::Shutdown::Write)
+    });
+    let mut received = Vec::with_capacity(bytes);
+    stream.read_to_end(&mut received)?;
+    let written = writing.join();
+    written.map_err(|_panic| io::Error::other("the writer has panicked"))??;
+    Ok(if received == sent {
+        "same"
+    } else {
+        "different"
+    }
+    .to_owned())
+}
+
 /// Counts an answer (`NAME|SOURCE`) or a failure.
 pub(super) fn note(result: io::Result<String>, answer: &mut Answer) {
     match result {
