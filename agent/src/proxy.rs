@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::PlaceArgs,
+    cli::{PlaceArgs, ProxyMode},
     compose,
     config::{Place, ProxySettings},
     dataplane, lock, shutdown,

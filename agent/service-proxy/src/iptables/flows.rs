@@ -129,6 +129,7 @@ mod tests {
             inside: set,
             outside: Some(set),
             affinity_seconds: 0,
+            local_only: false,
         };
         let mut state = State::default();
         let mut touched = state.apply(&TableDiff {

@@ -10,7 +10,10 @@ use crate::tracker::TableView;
 #[derive(Debug, Default)]
 pub(super) struct State {
     sets: HashMap<SetId, Vec<Backend>>,
+    /// As the rules have them: see [`in_rules`].
     frontends: BTreeMap<Frontend, FrontendSpec>,
+    /// As they were asked for.
+    asked: HashMap<Frontend, FrontendSpec>,
     users: HashMap<SetId, BTreeSet<Frontend>>,
 }
 
@@ -62,15 +65,18 @@ impl State {
             touched.sets.insert(*id);
         }
         for (frontend, spec) in &diff.upsert {
-            let before = self.frontends.insert(*frontend, *spec);
+            self.asked.insert(*frontend, *spec);
+            let spec = in_rules(spec);
+            let before = self.frontends.insert(*frontend, spec);
             self.unlink(*frontend, before, &mut touched);
-            for set in sets_of(spec) {
+            for set in sets_of(&spec) {
                 self.users.entry(set).or_default().insert(*frontend);
                 touched.sets.insert(set);
             }
             touched.frontends.insert(*frontend);
         }
         for frontend in &diff.remove_frontends {
+            self.asked.remove(frontend);
             let before = self.frontends.remove(frontend);
             self.unlink(*frontend, before, &mut touched);
             touched.frontends.insert(*frontend);
@@ -104,13 +110,23 @@ impl State {
     }
 }
 
+/// Where all endpoints serve clients outside, one chain does for them and for clients inside: the order that the set for packets
+/// from outside has means nothing to rules.
+fn in_rules(spec: &FrontendSpec) -> FrontendSpec {
+    let outside = spec.outside;
+    FrontendSpec {
+        outside: outside.map(|set| if spec.local_only { set } else { spec.inside }),
+        ..*spec
+    }
+}
+
 fn sets_of(spec: &FrontendSpec) -> impl Iterator<Item = SetId> + use<> {
     [Some(spec.inside), spec.outside].into_iter().flatten()
 }
 
 impl TableView for State {
     fn frontend(&self, frontend: &Frontend) -> Option<FrontendSpec> {
-        self.frontends.get(frontend).copied()
+        self.asked.get(frontend).copied()
     }
 
     fn set_is(&self, id: SetId, members: &[Backend]) -> bool {

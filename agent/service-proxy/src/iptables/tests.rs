@@ -32,6 +32,7 @@ fn spec(inside: SetId, outside: Option<SetId>, affinity_seconds: u32) -> Fronten
         inside,
         outside,
         affinity_seconds,
+        local_only: outside.is_some_and(|set| set != inside),
     }
 }
 

@@ -123,6 +123,7 @@ fn external(local: &[usize]) -> DesiredTables {
         inside: all,
         outside: Some(outside),
         affinity_seconds: 0,
+        local_only: outside != all,
     };
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         tables

@@ -95,6 +95,7 @@ fn inside(set: SetId) -> FrontendSpec {
         inside: set,
         outside: None,
         affinity_seconds: 0,
+        local_only: false,
     }
 }
 
