@@ -113,11 +113,13 @@ pub(super) fn bridge(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     );
     let [add, del] = [|pair: &Pair| pair.add.wall, |pair: &Pair| pair.del.wall]
         .map(|of| [OURS, REFERENCE, BARE].map(|side| middle(&samples[side], of)));
+    let done = middle(&samples[OURS], |pair| pair.del.done);
     let cpu = [OURS, REFERENCE, BARE].map(|side| middle(&samples[side], |pair| pair.both().cpu));
     Ok(vec![
         ratio("cni-add", add[0], (REFERENCE_NAME, add[1]), Some(0.5)),
         ratio("cni-add/floor", add[0], (BARE_NAME, add[2]), Some(1.3)),
         ratio("cni-del", del[0], (REFERENCE_NAME, del[1]), Some(1.0)),
+        ratio("cni-del/done", done, (REFERENCE_NAME, del[1]), None),
         ratio("cni-del/floor", del[0], (BARE_NAME, del[2]), Some(1.1)),
         ratio("cni-cpu", cpu[0], (REFERENCE_NAME, cpu[1]), Some(0.25)),
         ratio("cni-cpu/floor", cpu[0], (BARE_NAME, cpu[2]), None),

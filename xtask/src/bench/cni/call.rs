@@ -8,9 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeVal,
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        resource::{UsageWho, getrusage},
+        time::TimeVal,
+        wait::wait,
+    },
 };
 
 use super::super::millis;
@@ -20,6 +25,8 @@ use super::super::millis;
 pub(super) struct Cost {
     /// From before it was started until it had ended.
     pub(super) wall: f64,
+    /// The same until whatever it had started had ended too.
+    pub(super) done: f64,
     /// Of the process and of those that it started, in user space and in the kernel.
     pub(super) cpu: f64,
 }
@@ -30,6 +37,7 @@ impl std::ops::Add for Cost {
     fn add(self, other: Self) -> Self {
         Self {
             wall: self.wall + other.wall,
+            done: self.done + other.done,
             cpu: self.cpu + other.cpu,
         }
     }
@@ -113,8 +121,10 @@ impl Prepared {
         let mut started = self.start()?;
         let status = started.child.wait()?;
         let wall = clock.elapsed();
+        reap_rest()?;
         let cost = Cost {
             wall: millis(wall),
+            done: millis(clock.elapsed()),
             cpu: millis(children_cpu()?.saturating_sub(cpu)),
         };
         let answer = started.read()?;
@@ -136,6 +146,23 @@ impl Started {
         let mut answer = Vec::new();
         self.answer.read_to_end(&mut answer)?;
         Ok(answer)
+    }
+}
+
+/// Makes this process the parent of whatever a plugin leaves running: that counts too, and does not run into the next
+/// measurement.
+pub(super) fn adopt_rest() -> Result<()> {
+    prctl::set_child_subreaper(true).context("becoming a subreaper")
+}
+
+/// Waits for all that plugins left running. Nothing else may run meanwhile that this process waits for.
+pub(super) fn reap_rest() -> Result<()> {
+    loop {
+        match wait() {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

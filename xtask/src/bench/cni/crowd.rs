@@ -9,7 +9,7 @@ use super::{
     super::{Better, Figure, median, millis, wait_until},
     Bench,
     bare::{self, Bare},
-    call::{Attachment, Prepared, Started},
+    call::{self, Attachment, Prepared, Started},
     middle,
     network::{self, Network, attachment},
     parse, rotate, site,
@@ -29,6 +29,8 @@ const MASS_ROUNDS: usize = 5;
 struct Outcome {
     /// From the first start to the last end, ms.
     total: f64,
+    /// Until the end of whatever they had started, ms.
+    done: f64,
     failed: usize,
     answers: Vec<Vec<u8>>,
 }
@@ -46,9 +48,12 @@ fn at_once(node: &Path, calls: Vec<Prepared>) -> Result<Outcome> {
             failed += usize::from(!process.wait()?);
         }
         let total = millis(clock.elapsed());
+        call::reap_rest()?;
+        let done = millis(clock.elapsed());
         let answers = started.into_iter().map(Started::read);
         Ok(Outcome {
             total,
+            done,
             failed,
             answers: answers.collect::<Result<_>>()?,
         })
@@ -73,6 +78,7 @@ pub(super) fn parallel(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     })?;
     let adds = [0, 1, 2].map(|side: usize| middle(&samples[side], |round| round.add));
     let dels = [0, 1].map(|side: usize| middle(&samples[side], |round| round.del));
+    let done = middle(&samples[0], |round| round.del_done);
     let figure = |id, ours, reference, limit| {
         Figure::new(id, (ours, "ms"), reference, Better::Lower).with_limit(limit)
     };
@@ -86,6 +92,7 @@ pub(super) fn parallel(bench: &Bench<'_>) -> Result<Vec<Figure>> {
             None,
         ),
         figure("cni-parallel-del", dels[0], reference(dels[1]), Some(0.15)),
+        figure("cni-parallel-del/done", done, reference(dels[1]), None),
     ])
 }
 
@@ -93,6 +100,8 @@ pub(super) fn parallel(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 struct Round {
     add: f64,
     del: f64,
+    /// Until nothing runs any more that a DEL has left behind.
+    del_done: f64,
 }
 
 /// Ours may not fail and may not give an address twice; of the others it is said.
@@ -114,6 +123,7 @@ fn round(network: &Network, pods: &[Attachment], strict: bool) -> Result<Round> 
     Ok(Round {
         add: adds.total,
         del: dels.total,
+        del_done: dels.done,
     })
 }
 
@@ -127,6 +137,7 @@ fn bare_round(bare: &Bare, pods: &[Attachment]) -> Result<Round> {
     Ok(Round {
         add: adds.total,
         del: dels.total,
+        del_done: dels.done,
     })
 }
 

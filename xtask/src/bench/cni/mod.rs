@@ -72,6 +72,7 @@ pub(super) fn build() -> Result<()> {
 }
 
 pub(super) fn run(args: &CniArgs, binaries: &Path, json: bool) -> Result<()> {
+    call::adopt_rest()?;
     let site = Site::new()?;
     let ours = site.dir().join("bin");
     let built = binaries.join("skiff-cni");
