@@ -2,10 +2,13 @@
 //!
 //! It is the plugin whose name it is called by (a link `bridge` to it is the bridge plugin) or that its first argument
 //! names. `skiff-cni --install DIR` makes the links.
+#![cfg_attr(not(test), no_main)]
 
 mod attachment;
 mod bandwidth;
 mod bridge;
+#[cfg(not(test))]
+mod entry;
 mod firewall;
 mod host_end;
 mod host_local;
@@ -22,7 +25,6 @@ use std::{
     ffi::OsStr,
     io::{self, Write as _},
     path::Path,
-    process::ExitCode,
 };
 
 use skiff_cni::skel::{self, Environment, Plugin};
@@ -47,18 +49,20 @@ usage: skiff-cni --install DIR    make a link in DIR for each plugin
        skiff-cni --version
 ";
 
-fn main() -> ExitCode {
+/// The whole program; returns its exit code.
+#[cfg_attr(test, expect(dead_code, reason = "tests have an entry of their own"))]
+fn run() -> u8 {
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();
     let first = args.next();
     let name = Path::new(&called).file_name().unwrap_or_default();
     match plugin(name).or_else(|| first.as_deref().and_then(plugin)) {
-        Some(plugin) => ExitCode::from(skel::run(
+        Some(plugin) => skel::run(
             plugin,
             &Environment::from_process(),
             io::stdin().lock(),
             io::stdout().lock(),
-        )),
+        ),
         None => match (first.as_deref().and_then(OsStr::to_str), args.next()) {
             (Some("--install"), Some(dir)) => say(install::install(Path::new(&dir))),
             (Some("--version"), None) => {
@@ -77,14 +81,10 @@ fn plugin(name: &OsStr) -> Option<&'static dyn Plugin> {
         .map(|(_, plugin)| *plugin)
 }
 
-fn say(answer: Result<String, String>) -> ExitCode {
+fn say(answer: Result<String, String>) -> u8 {
     let (written, code) = match answer {
-        Ok(text) => (io::stdout().write_all(text.as_bytes()), ExitCode::SUCCESS),
-        Err(text) => (io::stderr().write_all(text.as_bytes()), ExitCode::FAILURE),
+        Ok(text) => (io::stdout().write_all(text.as_bytes()), 0),
+        Err(text) => (io::stderr().write_all(text.as_bytes()), 1),
     };
-    if written.is_ok() {
-        code
-    } else {
-        ExitCode::FAILURE
-    }
+    if written.is_ok() { code } else { 1 }
 }

@@ -1,4 +1,4 @@
-//! The asynchronous runtime that netlink needs, made only when it is needed, and the errors that come out of it.
+//! How asynchronous work is run, and the errors that come out of it.
 
 use std::future::Future;
 
@@ -7,8 +7,16 @@ use skiff_cni::{
     types::{CniError, code},
 };
 
-/// Runs `work` on this thread. Netlink does not wait: there are timers, and nothing to poll.
-pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
+/// Runs work that asks the kernel: its requests are asynchronous in form only and never wait. Whoever must wait here puts
+/// the thread to sleep.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    futures::executor::block_on(work)
+}
+
+/// Runs work that waits for timers and other threads, as that on overlays does.
+pub(crate) fn block_on_waiting<T>(
+    work: impl Future<Output = Result<T, CniError>>,
+) -> Result<T, CniError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()

@@ -108,20 +108,20 @@ impl Index {
     /// Opens what is there; `false` if it is behind and has to be built.
     pub(super) fn open(leases: &Path) -> Result<(Self, bool), IpamError> {
         let dir = leases.join(FOLDER);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(io_error("making", &dir)(error));
-            }
-            _ => {}
-        }
         let path = dir.join("owners");
-        let table = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(io_error("opening", &path))?;
+        let open = || {
+            let mut options = File::options();
+            options.create(true).truncate(false).read(true).write(true);
+            options.open(&path)
+        };
+        let table = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir(&dir).map_err(io_error("making", &dir))?;
+                open()
+            }
+            opened => opened,
+        }
+        .map_err(io_error("opening", &path))?;
         let mut index = Self {
             leases: leases.to_owned(),
             dir,

@@ -341,16 +341,27 @@ impl LockedStore {
         let path = self.last_path(set_index);
         let text = ip.to_string();
         let mut options = File::options();
-        options.create(true).truncate(false).write(true);
+        options.write(true);
         options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
-        let written = options.open(&path).and_then(|file| {
+        let (file, is_new) = match options.open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                (options.create(true).truncate(false).open(&path), true)
+            }
+            opened => (opened, false),
+        };
+        let written = file.and_then(|file| {
             file.write_all_at(text.as_bytes(), 0)?;
-            file.set_len(text.len() as u64)
+            let length = text.len() as u64;
+            if file.metadata()?.len() == length {
+                return Ok(());
+            }
+            file.set_len(length)
         });
         match written {
+            // Only a new file changes the folder.
+            Ok(()) if is_new => self.index.mark_current(),
             // Something else has its name: the next search begins at the start.
-            Err(_no_hint) => Ok(()),
-            Ok(()) => self.index.mark_current(),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 

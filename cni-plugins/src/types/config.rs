@@ -20,6 +20,16 @@ pub struct AttachmentKey {
 /// # Errors
 /// Code 6.
 pub fn decode<T: DeserializeOwned>(value: Value) -> Result<T, CniError> {
+    T::deserialize(&value).or_else(|_without_path| decode_with_path(value))
+}
+
+fn decode_object<T: DeserializeOwned>(object: &Map<String, Value>) -> Result<T, CniError> {
+    T::deserialize(object).or_else(|_without_path| decode_with_path(Value::Object(object.clone())))
+}
+
+/// Slower, and only of use where something does not fit.
+#[cold]
+fn decode_with_path<T: DeserializeOwned>(value: Value) -> Result<T, CniError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         CniError {
@@ -97,7 +107,7 @@ impl NetConf {
                 return Err(CniError::new(code::DECODE, msg));
             }
         }
-        let common: Common = decode(Value::Object(raw.clone()))?;
+        let common: Common = decode_object(&raw)?;
         let missing = |key: &str| CniError::config(format!("{key:?} is missing"));
         Ok(Self {
             version,
@@ -118,7 +128,7 @@ impl NetConf {
     /// # Errors
     /// Code 6.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CniError> {
-        decode(Value::Object(self.raw.clone()))
+        decode_object(&self.raw)
     }
 }
 

@@ -1,6 +1,6 @@
 //! host-local and loopback as executables, the conflist runner over real plugins, and netlink on its own.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::{Map, json};
 use skiff_cni::{
@@ -8,7 +8,7 @@ use skiff_cni::{
     netlink::Netlink,
 };
 use skiff_netns::NodeNetns;
-use skiff_tests_cni::{Bench, TestNetns};
+use skiff_tests_cni::{Bench, TestNetns, raw::RawCall};
 
 #[test]
 fn host_local_leases_and_releases_on_its_own() {
@@ -51,6 +51,44 @@ fn loopback_is_set_up_and_checked() {
     bench.del(&conf, "a", &pod);
 }
 
+#[test]
+fn an_answer_gets_into_no_other_file_when_stdout_is_closed() {
+    let bench = Bench::new();
+    let (conf, pod) = (bench.bridge_conf(), TestNetns::new("pod"));
+    let input = bench.dir.path().join("conf");
+    fs::write(&input, conf.to_string()).unwrap();
+    let mut call = Command::new("sh");
+    call.args(["-c", "exec \"$CNI_PATH/bridge\" <\"$0\" >&- 2>&-"])
+        .arg(&input)
+        .env("CNI_COMMAND", "ADD")
+        .env("CNI_CONTAINERID", "a")
+        .env("CNI_NETNS", pod.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", bench.plugins());
+    assert!(bench.node.run(|| call.status()).unwrap().success());
+    assert_eq!(bench.leases().len(), 1);
+    let leases = bench.dir.path().join("networks/net/lock");
+    for lock in [PathBuf::from("/run/skiff-cni/attachments.lock"), leases] {
+        assert_eq!(fs::read_to_string(&lock).unwrap(), "", "{}", lock.display());
+    }
+    bench.del(&conf, "a", &pod);
+}
+
+#[test]
+fn a_reader_that_has_gone_is_an_error_and_no_signal() {
+    let bench = Bench::new();
+    let (conf, pod) = (bench.bridge_conf(), TestNetns::new("pod"));
+    let call = RawCall::new(bench.plugins(), "bridge")
+        .env("CNI_NETNS", pod.path())
+        .stdin(conf.to_string());
+    let mut child = call.spawn(&bench.node);
+    drop(child.stdout.take());
+    call.feed(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    bench.del(&conf, "c1", &pod);
+    assert!(bench.leases().is_empty() && bench.veths().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conflist_runs_from_its_folder_to_the_last_trace() {
     let bench = Bench::new();
@@ -59,12 +97,12 @@ async fn a_conflist_runs_from_its_folder_to_the_last_trace() {
     bridge["ipMasq"] = json!(true);
     bridge["capabilities"] = json!({"mac": true, "ips": true});
     let net_d = bench.dir.path().join("net.d");
-    std::fs::create_dir(&net_d).unwrap();
+    fs::create_dir(&net_d).unwrap();
     let list = json!({
         "cniVersion": "1.1.0", "name": "net",
         "plugins": [bridge, {"type": "loopback"}],
     });
-    std::fs::write(net_d.join("10-net.conflist"), list.to_string()).unwrap();
+    fs::write(net_d.join("10-net.conflist"), list.to_string()).unwrap();
     let list = Conflist::load_dir(&net_d).unwrap();
     let cache = bench.dir.path().join("cache");
     let node = NodeNetns::open(bench.node.path()).unwrap();
@@ -115,7 +153,7 @@ async fn a_conflist_runs_from_its_folder_to_the_last_trace() {
     runner.del(&list, &first).await.unwrap();
     runner.del(&list, &first).await.unwrap();
     assert_eq!((bench.veths().len(), bench.leases().len()), (0, 0));
-    assert_eq!(std::fs::read_dir(cache.join("results")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(cache.join("results")).unwrap().count(), 0);
     assert!(!bench.node.sh("iptables -w -t nat -S").contains("SKIFF"));
 }
 

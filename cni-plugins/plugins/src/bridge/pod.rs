@@ -1,6 +1,9 @@
 //! The container's end.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use futures::future::{join, join_all};
 use skiff_cni::{
@@ -91,26 +94,21 @@ impl Pod<'_> {
     }
 
     async fn wait_for_detection(&self, link: &Link) -> Result<(), CniError> {
-        let settled = async {
-            loop {
-                match self.netlink.duplicate_detection(link.index).await {
-                    Ok(DuplicateDetection::Settled) => return Ok(()),
-                    Ok(DuplicateDetection::Waiting) => {
-                        tokio::time::sleep(DETECTION_INTERVAL).await;
-                    }
-                    Ok(DuplicateDetection::Duplicate(ip)) => {
-                        let msg = format!("somebody else on the network has {ip}");
-                        return Err(CniError::new(code::EXISTS, msg));
-                    }
-                    Err(error) => return Err(kernel("cannot list addresses")(error)),
+        let start = Instant::now();
+        loop {
+            match self.netlink.duplicate_detection(link.index).await {
+                Ok(DuplicateDetection::Settled) => return Ok(()),
+                Ok(DuplicateDetection::Waiting) if start.elapsed() > DETECTION_TIMEOUT => {
+                    let msg = "the container's addresses are still being checked for duplicates";
+                    return Err(CniError::new(code::TRY_AGAIN, msg));
                 }
+                Ok(DuplicateDetection::Waiting) => thread::sleep(DETECTION_INTERVAL),
+                Ok(DuplicateDetection::Duplicate(ip)) => {
+                    let msg = format!("somebody else on the network has {ip}");
+                    return Err(CniError::new(code::EXISTS, msg));
+                }
+                Err(error) => return Err(kernel("cannot list addresses")(error)),
             }
-        };
-        tokio::time::timeout(DETECTION_TIMEOUT, settled)
-            .await
-            .unwrap_or_else(|_elapsed| {
-                let msg = "the container's addresses are still being checked for duplicates";
-                Err(CniError::new(code::TRY_AGAIN, msg))
-            })
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The kernel settings of links, in the network namespace of the calling thread.
 
-use std::{fs, io::ErrorKind};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read as _},
+};
 
 use skiff_cni::types::{CniError, code};
 use skiff_netns::NetNs;
@@ -12,7 +15,9 @@ pub(super) fn enable_forwarding(v4: bool) -> Result<(), CniError> {
     } else {
         "/proc/sys/net/ipv6/conf/all/forwarding"
     };
-    if fs::read(path).is_ok_and(|value| value.first() == Some(&b'1')) {
+    let mut value = [0];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut value));
+    if read.is_ok() && value == *b"1" {
         return Ok(());
     }
     fs::write(path, "1")

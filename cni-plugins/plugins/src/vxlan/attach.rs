@@ -19,7 +19,7 @@ use super::{
 use crate::{
     bridge::Bridge,
     ipam::as_del,
-    runtime::{block_on, kernel},
+    runtime::{block_on_waiting, kernel},
 };
 
 pub(super) fn add(call: &Call, target: &Target) -> Result<CniResult, CniError> {
@@ -52,7 +52,7 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CniResult, CniError> {
 fn ensure_overlay(call: &Call, target: &Target, config: &Config) -> Result<Attached, CniError> {
     let node = NodeNetns::machine();
     let overlay = &config.overlay;
-    let applied = block_on(async {
+    let applied = block_on_waiting(async {
         let applied = overlay::find_applied(&node, overlay).await;
         applied.map_err(overlay_error)
     })?;
@@ -73,7 +73,7 @@ fn ensure_overlay(call: &Call, target: &Target, config: &Config) -> Result<Attac
     NetNs::open(target.netns()?).map_err(|error| {
         CniError::from_error(code::ENVIRONMENT, "cannot open CNI_NETNS", &error)
     })?;
-    block_on(async { overlay::ensure(&node, overlay).await.map_err(overlay_error) })
+    block_on_waiting(async { overlay::ensure(&node, overlay).await.map_err(overlay_error) })
 }
 
 /// What is forwarded to pods waits until the bridge has a link-local address to look for them with, and a bridge that
@@ -90,7 +90,7 @@ fn speed_up_ipv6(result: &CniResult) {
     let Ok(address) = Ipv6Network::new(mac.link_local(), 64).map(IpNetwork::V6) else {
         return;
     };
-    block_on(async {
+    block_on_waiting(async {
         let failed = || kernel("cannot give the bridge its link-local address again");
         let host = Netlink::open().map_err(failed())?;
         let link = host.find_link(&bridge.name).await.map_err(failed())?;

@@ -15,7 +15,7 @@ use super::{
     derive::removal_call,
     overlay_error,
 };
-use crate::{bridge::Bridge, runtime::block_on};
+use crate::{bridge::Bridge, runtime::block_on_waiting};
 
 pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
     let removal = Removal::new(call)?;
@@ -75,7 +75,7 @@ fn reconcile(call: &Call, removal: &Removal) -> Result<(), CniError> {
         .valid_attachments
         .iter()
         .any(|all| !all.is_empty());
-    block_on(async {
+    block_on_waiting(async {
         if !has_pods && !overlay::exists(&node, vni).await.map_err(overlay_error)? {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use skiff_cni::{
 use skiff_netns::NodeNetns;
 
 use super::{attach::cluster_addresses, config::Config, derive::bridge_call, overlay_error};
-use crate::{bridge::Bridge, runtime::block_on};
+use crate::{bridge::Bridge, runtime::block_on_waiting};
 
 fn differs(msg: impl Into<String>) -> CniError {
     CniError::new(code::CHECK_FAILED, msg)
@@ -29,7 +29,7 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), CniError> {
 
 /// What there is to do for the overlay, and this node's place in it.
 pub(super) fn inspect(config: &Config) -> Result<Attached, CniError> {
-    block_on(async {
+    block_on_waiting(async {
         overlay::inspect(&NodeNetns::machine(), &config.overlay)
             .await
             .map_err(overlay_error)
