@@ -5,8 +5,9 @@
 //! plugin:  skel (environment, stdin) -> Plugin::add -> netlink, ipam, firewall -> types::CniResult on stdout
 //! runner:  libcni::Conflist -> libcni::CniRunner -> plugin executables, inside the node's network namespace
 //! ```
-//! The library starts no task that outlives its caller, and nothing here depends on the node agent: the plugins work
-//! under any CNI runtime, and the runner runs any CNI plugin.
+//! The library starts no task that outlives its caller, but for the process in which the kernel ends a deletion of links
+//! ([`netlink::Deletion`]); and nothing here depends on the node agent: the plugins work under any CNI runtime, and the
+//! runner runs any CNI plugin.
 
 pub mod firewall;
 pub mod ipam;

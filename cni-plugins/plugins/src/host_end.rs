@@ -2,16 +2,15 @@
 
 use std::os::fd::AsFd as _;
 
-use nix::net::if_::if_nametoindex;
 use skiff_cni::{
     AliasSweep, host_veth_mac, host_veth_name, link_alias,
     netlink::{Link, Netlink, NetlinkError, VethSpec},
     skel::{Call, Target},
-    types::{CniError, IfName, code},
+    types::{AttachmentKey, CniError, IfName, code},
 };
 use skiff_netns::NetNs;
 
-use crate::runtime::kernel;
+use crate::{attachment, runtime::kernel};
 
 /// What the names of host ends begin with.
 const PREFIX: &str = "veth";
@@ -58,11 +57,11 @@ impl HostEnd {
     async fn delete(&self, host: &Netlink) -> Result<bool, NetlinkError> {
         for name in &self.names {
             // Not by netlink, which would wait for whatever is being deleted just now.
-            let Ok(index) = if_nametoindex(name.as_str()) else {
+            let Some(index) = host.link_index(name) else {
                 continue;
             };
             let deletion = host.wait_to_delete([(index, self.alias.as_str())].into_iter());
-            if deletion.has_waited() && if_nametoindex(name.as_str()) != Ok(index) {
+            if deletion.has_waited() && host.link_index(name) != Some(index) {
                 return Ok(true);
             }
             if let Some(link) = self.find_as(host, name).await? {
@@ -83,14 +82,13 @@ impl HostEnd {
         }
     }
 
-    /// Makes the pair; returns the name of this end, and the other end if the kernel told of the pair. `made` is told
-    /// the name at once.
+    /// Makes the pair; returns the name of this end. `made` is told it at once.
     pub(crate) async fn create(
         &self,
         host: &Netlink,
         pair: &Pair<'_>,
         mut made: impl FnMut(&str),
-    ) -> Result<(String, Option<Link>), CniError> {
+    ) -> Result<String, CniError> {
         for name in &self.names {
             let spec = VethSpec {
                 name,
@@ -102,9 +100,9 @@ impl HostEnd {
                 mtu: pair.mtu,
             };
             match host.create_veth(&spec).await {
-                Ok(told) => {
+                Ok(()) => {
                     made(name);
-                    return Ok((name.clone(), told.and_then(|end| pair.other_end(&end))));
+                    return Ok(name.clone());
                 }
                 Err(error) if error.is_existing() => {
                     let link = host.find_link(name).await;
@@ -138,15 +136,18 @@ pub(crate) struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// The container's end, as it follows from the host's.
-    fn other_end(&self, end: &Link) -> Option<Link> {
-        Some(Link {
-            index: end.peer?,
-            name: self.ifname.to_string(),
-            kind: end.kind.clone(),
+    /// The container's end, once it is made.
+    pub(crate) fn other_end(&self, pod: &Netlink) -> Result<Link, CniError> {
+        let name = self.ifname.as_str();
+        let found = pod.link_index(name).zip(pod.link_mtu(name));
+        let (index, mtu) =
+            found.ok_or_else(|| CniError::new(code::KERNEL, format!("{name} is gone")))?;
+        Ok(Link {
+            index,
+            name: name.to_owned(),
+            kind: "veth".to_owned(),
             mac: self.mac.to_vec(),
-            mtu: end.mtu,
-            peer: Some(end.index),
+            mtu,
             ..Link::default()
         })
     }
@@ -186,8 +187,14 @@ async fn delete_in_netns(target: &Target) -> Result<(), CniError> {
     }
 }
 
-/// Deletes this network's pairs that no valid attachment owns, all at once.
-pub(crate) async fn delete_stale_pairs(call: &Call) -> Result<(), CniError> {
+/// Deletes this network's pairs that no valid attachment owns, all at once. Those of ADDs that were killed before they
+/// could write an alias are found by the attachments that have `addresses`; `plugin` tells such an ADD from one that is on
+/// its way.
+pub(crate) async fn delete_stale_pairs(
+    call: &Call,
+    plugin: &str,
+    addresses: &[AttachmentKey],
+) -> Result<(), CniError> {
     let valid = call.conf.valid_attachments.as_deref().unwrap_or_default();
     let sweep = AliasSweep::new(&call.conf.name, valid);
     let host = Netlink::open().map_err(kernel("cannot open netlink"))?;
@@ -195,10 +202,28 @@ pub(crate) async fn delete_stale_pairs(call: &Call) -> Result<(), CniError> {
         .list_links(PREFIX)
         .await
         .map_err(kernel("cannot list links"))?;
-    let stale: Vec<Link> = links
+    let (nameless, named): (Vec<Link>, Vec<Link>) =
+        links.into_iter().partition(|link| link.alias.is_empty());
+    let mut stale: Vec<Link> = named
         .into_iter()
         .filter(|link| sweep.is_stale(&link.alias))
         .collect();
+    let mut locks = Vec::new();
+    for key in addresses.iter().filter(|key| !valid.contains(key)) {
+        let target = Target {
+            container_id: key.container_id.clone(),
+            ifname: key.ifname.clone(),
+            netns: None,
+        };
+        let end = HostEnd::new(call, &target);
+        let is_end = |link: &&Link| link.mac == end.mac && end.names.contains(&link.name);
+        if let Some(link) = nameless.iter().find(is_end)
+            && let Ok(Some(lock)) = attachment::try_lock(plugin, &target)
+        {
+            stale.push(link.clone());
+            locks.push(lock);
+        }
+    }
     host.delete_links_grouped(&stale)
         .await
         .map_err(kernel("cannot delete stale veth pairs"))

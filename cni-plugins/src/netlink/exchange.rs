@@ -4,7 +4,10 @@
 //! socket, and there is nothing to wait for. So nothing here sleeps, and no task and no reactor stands behind it. A
 //! dump comes in parts, each of which the kernel makes when the one before is read.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use nix::{
     errno::Errno,
@@ -12,14 +15,14 @@ use nix::{
 };
 use rtnetlink::{
     packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkBuffer, NetlinkMessage,
-        NetlinkPayload,
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkBuffer,
+        NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use super::NetlinkError;
+use super::{NetlinkError, detached, probe};
 
 /// The kernel sends no more of a dump at once. Pages that no answer reaches are never touched.
 const RECEIVE_CAPACITY: usize = 32 << 10;
@@ -79,7 +82,27 @@ impl Exchange {
         }
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    /// Sends a request that deletes links, and does not wait for more than that none of `indexes` is left. Says whether
+    /// it came to that.
+    pub(super) fn delete_detached(
+        &mut self,
+        request: RouteNetlinkMessage,
+        indexes: &[u32],
+    ) -> bool {
+        let request = self.prepare(request, NLM_F_REQUEST);
+        let socket = self.socket();
+        detached::send(socket, &request, || {
+            !indexes.iter().any(|index| probe::exists(socket, *index))
+        })
+    }
+
+    /// To be asked by ioctl.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The next request as it is sent.
+    fn prepare(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
@@ -87,6 +110,11 @@ impl Exchange {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
+        bytes
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let bytes = self.prepare(message, flags);
         loop {
             match self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,20 +1,21 @@
 //! Deleting links in groups: one request for all who wait.
 //!
-//! The kernel takes 20 ms and more to delete a link, nearly all of it waiting for grace periods, and no longer to delete
-//! fifty. So whoever wants a link deleted says so and waits for its turn in this network namespace. Whoever has the turn
-//! marks its own link and those of all who wait as one group and deletes the group by one request; the others find
-//! theirs gone.
+//! Fifty links that go one by one wait fifty times for the kernel's lock on links, and for readers that it waits for under
+//! that lock; a group does most of this once. So whoever wants a link deleted says so and waits for its turn in this
+//! network namespace. Whoever has the turn deletes its own link, or, if others wait, marks its own and theirs as one group
+//! and deletes the group by one request; the others find theirs gone.
 //!
 //! ```text
-//! A  turn, delete {a} ....... done
-//! B     wants b               turn, delete {b, c, d} ....... done
-//! C        wants c                                           turn, gone, done
+//! A  turn, delete a .. gone
+//! B     wants b        turn, delete {b, c, d} .. gone
+//! C        wants c                               turn, gone
 //! ```
 //! Those who wait ask nothing of the kernel's links meanwhile: they would have to wait for its lock, which the deletion
 //! holds, and be too late for the next group. A process that is killed leaves at most a marked link, which was to be
-//! deleted anyway and goes with the next group.
+//! deleted anyway and goes with its own next deletion or with the next group. For the grace periods that the kernel
+//! waits for when the links are gone nobody waits here (`detached`).
 
-use std::{collections::HashSet, path::Path, time::Duration};
+use std::{collections::HashSet, path::Path, thread, time::Duration};
 
 use rtnetlink::{
     LinkUnspec,
@@ -25,15 +26,14 @@ use rtnetlink::{
 };
 
 use super::{
-    Link, Netlink, NetlinkError, Verb,
+    Link, Netlink, NetlinkError, Verb, probe,
     turn::{Ticket, Turn},
 };
 
 /// The group of links that are to be deleted: nobody else uses this number ("skif").
 const DOOMED: u32 = 0x736b_6966;
 const LOCK_FOLDER: &str = "/run/skiff-cni";
-/// How often it is looked for others, and after how many looks in vain the group is complete: all in all not for longer
-/// than a deletion takes.
+/// How often it is looked for others, and after how many looks in vain the group is complete.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const QUIET_LOOKS: u32 = 2;
 const MOST_LOOKS: u32 = 15;
@@ -65,20 +65,29 @@ impl Netlink {
     /// turn to do so. Whoever has it before may have deleted them then. Blocks the thread, as a deletion itself does.
     pub fn wait_to_delete<'a>(&self, links: impl Iterator<Item = (u32, &'a str)>) -> Deletion<'_> {
         let tickets = links.map(|(index, alias)| Ticket::new(index, alias));
+        let netns = probe::netns_inode(self.exchange().socket());
         Deletion {
             netlink: self,
-            turn: Turn::take(Path::new(LOCK_FOLDER), self.netns_inode(), tickets).ok(),
+            turn: netns
+                .and_then(|netns| Turn::take(Path::new(LOCK_FOLDER), netns, tickets))
+                .ok(),
         }
     }
 
-    async fn delete_group(&self) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::Group(DOOMED));
+    /// Deletes what `message` means, and returns when none of `indexes` is left. Absent is success.
+    async fn delete_until_gone(
+        &self,
+        action: &'static str,
+        message: LinkMessage,
+        indexes: &[u32],
+    ) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::DelLink(message);
-        match self
-            .request("deleting a group of links", request, Verb::Change)
-            .await
-        {
+        let gone = self.exchange().delete_detached(request.clone(), indexes);
+        if gone {
+            return Ok(());
+        }
+        // Who waits for the answer learns why not.
+        match self.request(action, request, Verb::Change).await {
             Err(error) if !error.is_absent() => Err(error),
             _ => Ok(()),
         }
@@ -110,6 +119,15 @@ impl Deletion<'_> {
     /// # Errors
     /// [`NetlinkError`].
     pub async fn delete(self, indexes: &[u32]) -> Result<(), NetlinkError> {
+        if let &[index] = indexes
+            && self.others().is_empty()
+        {
+            let message = LinkUnspec::new_with_index(index).build();
+            return self
+                .netlink
+                .delete_until_gone("deleting a link", message, indexes)
+                .await;
+        }
         let mut is_any_there = false;
         for index in indexes {
             is_any_there |= self.netlink.mark_doomed(*index).await?;
@@ -118,7 +136,17 @@ impl Deletion<'_> {
             return Ok(());
         }
         self.take_others_along().await;
-        self.netlink.delete_group().await
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(DOOMED));
+        self.netlink
+            .delete_until_gone("deleting a group of links", message, indexes)
+            .await
+    }
+
+    /// What others want deleted.
+    fn others(&self) -> Vec<Ticket> {
+        let others = self.turn.as_ref().and_then(|turn| turn.others().ok());
+        others.unwrap_or_default()
     }
 
     /// Marks what others wait for, and, once somebody does, waits a moment for those who are about to: whoever misses
@@ -127,8 +155,7 @@ impl Deletion<'_> {
         let mut seen = HashSet::new();
         let mut quiet = 0;
         for _look in 0..MOST_LOOKS {
-            let others = self.turn.as_ref().and_then(|turn| turn.others().ok());
-            let mut new = others.unwrap_or_default();
+            let mut new = self.others();
             new.retain(|ticket| seen.insert(*ticket));
             for ticket in &new {
                 let found = self.netlink.find_link_by_index(ticket.index).await;
@@ -141,7 +168,7 @@ impl Deletion<'_> {
             if seen.is_empty() || quiet == QUIET_LOOKS {
                 return;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            thread::sleep(LOOK_INTERVAL);
         }
     }
 }

@@ -16,7 +16,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Netlink, NetlinkError, Verb};
+use super::{Netlink, NetlinkError, Verb, probe};
 
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -166,12 +166,27 @@ impl Netlink {
             .collect())
     }
 
-    /// Makes a veth pair in one request: this end joins its bridge, the other is born in its namespace. Returns this
-    /// end if the kernel tells of it (Linux 6.2), as it was before it joined its bridge.
+    /// The number of a link; `None` if there is none of that name. Does not wait for links that are being changed.
+    pub fn link_index(&self, name: &str) -> Option<u32> {
+        probe::index(self.exchange().socket(), name)
+    }
+
+    /// The MTU of a link; `None` if there is none of that name. Does not wait for links that are being changed.
+    pub fn link_mtu(&self, name: &str) -> Option<u32> {
+        probe::mtu(self.exchange().socket(), name)
+    }
+
+    /// The hardware address of a link; `None` if there is no Ethernet of that name. Does not wait for links that are being
+    /// changed.
+    pub fn link_mac(&self, name: &str) -> Option<[u8; 6]> {
+        probe::mac(self.exchange().socket(), name)
+    }
+
+    /// Makes a veth pair in one request: this end joins its bridge, the other is born in its namespace.
     ///
     /// # Errors
     /// [`NetlinkError`]; [`NetlinkError::is_existing`] if one of the names is taken.
-    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<Option<Link>, NetlinkError> {
+    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<(), NetlinkError> {
         let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(spec.peer_name)
             .address(spec.peer_mac.to_vec())
@@ -190,11 +205,8 @@ impl Netlink {
         let message = link
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .build();
-        let request = RouteNetlinkMessage::NewLink(message);
-        let told = self
-            .request("creating a veth pair", request, Verb::CreateAndTell)
-            .await?;
-        Ok(links(told).next())
+        self.new_link("creating a veth pair", message, Verb::Create)
+            .await
     }
 
     /// Sets a link up.

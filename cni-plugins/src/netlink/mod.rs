@@ -6,11 +6,13 @@
 
 mod addr;
 mod bridge;
+mod detached;
 mod error;
 mod exchange;
 mod group;
 mod link;
 mod neigh;
+mod probe;
 mod route;
 mod tc;
 mod tuning;
@@ -18,16 +20,10 @@ mod turn;
 mod vxlan;
 mod watch;
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    },
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST},
     packet_route::RouteNetlinkMessage,
 };
 use skiff_netns::{NetNs, NodeNetns};
@@ -46,7 +42,6 @@ pub use tuning::LinkChange;
 pub use vxlan::{VxlanLink, VxlanSpec};
 pub use watch::Watch;
 
-const THREAD_NETNS: &str = "/proc/thread-self/ns/net";
 /// How often an interrupted dump is repeated: links come and go all the time on a busy node.
 const DUMP_ATTEMPTS: usize = 20;
 
@@ -54,7 +49,6 @@ const DUMP_ATTEMPTS: usize = 20;
 #[derive(Debug)]
 pub struct Netlink {
     exchange: Mutex<Exchange>,
-    netns_inode: u64,
 }
 
 /// What kind of request, as netlink flags.
@@ -62,8 +56,6 @@ pub struct Netlink {
 enum Verb {
     /// Fails if it exists.
     Create,
-    /// The same, and the answer says what was made (links: Linux 6.2; before that it says nothing).
-    CreateAndTell,
     /// Changes or deletes what exists.
     Change,
     /// Makes it, or puts it in the place of what exists.
@@ -79,7 +71,6 @@ impl Verb {
         NLM_F_REQUEST
             | match self {
                 Self::Create => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
-                Self::CreateAndTell => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO,
                 Self::Change => NLM_F_ACK,
                 Self::Replace => NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
                 Self::Get => 0,
@@ -94,11 +85,9 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Connect`].
     pub fn open() -> Result<Self, NetlinkError> {
-        let failed = |source| NetlinkError::Connect { source };
-        let netns = fs::metadata(THREAD_NETNS).map_err(failed)?;
+        let exchange = Exchange::open().map_err(|source| NetlinkError::Connect { source })?;
         Ok(Self {
-            exchange: Mutex::new(Exchange::open().map_err(failed)?),
-            netns_inode: netns.ino(),
+            exchange: Mutex::new(exchange),
         })
     }
 
@@ -118,9 +107,8 @@ impl Netlink {
         netns.run(Self::open)?
     }
 
-    /// What tells the network namespace of this connection from others.
-    fn netns_inode(&self) -> u64 {
-        self.netns_inode
+    fn exchange(&self) -> MutexGuard<'_, Exchange> {
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends one request and collects the answer. A dump that the kernel interrupted (`EINTR`, or marked as
@@ -131,7 +119,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         verb: Verb,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut exchange = self.exchange();
         for _attempt in 0..DUMP_ATTEMPTS {
             match exchange.ask(action, message.clone(), verb.flags()) {
                 Ok(answer) if answer.is_inconsistent && verb == Verb::Dump => {}

@@ -4,12 +4,7 @@
 //! nothing behind. The first byte is the turn. Every other byte stands for a link, and whoever wants that deleted holds
 //! its byte, shared, from before it waits: the one whose turn it is sees it there.
 
-use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -17,7 +12,7 @@ use nix::{
     libc,
 };
 
-use crate::fingerprint;
+use crate::{byte_lock, fingerprint};
 
 /// The byte of the turn: no link has the number 0.
 const TURN: i64 = 0;
@@ -67,17 +62,7 @@ impl Turn {
         netns: u64,
         tickets: impl Iterator<Item = Ticket>,
     ) -> io::Result<Self> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(folder.join(format!("delete-{netns}.lock")))?;
+        let file = byte_lock::open(&folder.join(format!("delete-{netns}.lock")))?;
         for ticket in tickets.take(MOST) {
             let shared = range(libc::F_RDLCK, ticket.place(), ticket.place())?;
             fcntl(&file, FcntlArg::F_OFD_SETLK(&shared))?;

@@ -134,20 +134,59 @@ fn fifty_deletions_at_once_go_together_and_take_nothing_else() {
 }
 
 #[test]
-fn a_link_whose_deletion_was_killed_goes_with_the_next_one() {
+fn a_link_whose_deletion_was_killed_goes_with_the_next_group() {
     let bench = Bench::new();
     let conf = bench.bridge_conf();
-    let (a, b) = (TestNetns::new("pod"), TestNetns::new("pod"));
-    bench.add(&conf, "a", &a);
-    bench.add(&conf, "b", &b);
+    let pods = ["a", "b", "c"].map(|id| (id, TestNetns::new("pod")));
+    for (id, pod) in &pods {
+        bench.add(&conf, id, pod);
+    }
     // As if it had been killed between the two requests.
     let name = host_veth_name(&"a".parse().unwrap(), &"eth0".parse().unwrap(), 0);
     bench.node.sh(&format!("ip link set {name} group {GROUP}"));
     assert_eq!(marked(&bench), 1);
-    bench.del(&conf, "b", &b);
-    assert!(bench.veths().is_empty() && a.links().is_empty());
-    bench.del(&conf, "a", &a);
+    let turn = HeldTurn::take(&bench.node);
+    let waiting = ["b", "c"].map(|id| bench.start("DEL", &conf, id, Path::new("")));
+    wait_for("asking for two links", || turn.waiting() == 2);
+    drop(turn);
+    waiting.into_iter().for_each(assert_success);
+    assert!(bench.veths().is_empty() && pods.iter().all(|(_, pod)| pod.links().is_empty()));
+    bench.del(&conf, "a", &pods[0].1);
     assert!(bench.leases().is_empty());
+}
+
+#[test]
+fn a_link_whose_deletion_was_killed_goes_with_its_next_one() {
+    let bench = Bench::new();
+    let conf = bench.bridge_conf();
+    let pods = ["a", "b"].map(|id| (id, TestNetns::new("pod")));
+    for (id, pod) in &pods {
+        bench.add(&conf, id, pod);
+        let name = host_veth_name(&id.parse().unwrap(), &"eth0".parse().unwrap(), 0);
+        bench.node.sh(&format!("ip link set {name} group {GROUP}"));
+    }
+    bench.del(&conf, "a", &pods[0].1);
+    bench.del(&conf, "b", &pods[1].1);
+    assert!(bench.veths().is_empty() && bench.leases().is_empty());
+}
+
+#[test]
+fn the_first_process_of_a_container_is_left_no_children() {
+    let bench = Bench::new();
+    let (conf, pod) = (bench.bridge_conf(), TestNetns::new("pod"));
+    bench.add(&conf, "a", &pod);
+    // The runtime is that process: nobody else would reap what a plugin leaves behind.
+    let runtime = "printf %s \"$CONF\" | \"$CNI_PATH/bridge\" && echo /proc/[0-9]*";
+    let mut call = std::process::Command::new("unshare");
+    call.args(["--pid", "--fork", "--mount-proc", "sh", "-c", runtime])
+        .env("CONF", conf.to_string())
+        .env("CNI_COMMAND", "DEL")
+        .env("CNI_CONTAINERID", "a")
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", bench.plugins());
+    let output = bench.node.run(|| call.output()).unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "/proc/1\n");
+    assert!(bench.veths().is_empty() && bench.leases().is_empty());
 }
 
 #[test]
@@ -188,6 +227,29 @@ fn gc_finds_links_of_any_container_id() {
     bench.del(&conf, &ids[2], &pods[2]);
     bench.del(&conf, &ids[0], &pods[0]);
     assert!(bench.veths().is_empty() && bench.leases().is_empty());
+}
+
+#[test]
+fn gc_finds_the_link_of_an_add_that_was_killed_before_it_wrote_an_alias() {
+    let bench = Bench::new();
+    let mut conf = bench.bridge_conf();
+    let pods = ["keep", "stale"].map(|id| (id, TestNetns::new("pod")));
+    for (id, pod) in &pods {
+        bench.add(&conf, id, pod);
+        let name = host_veth_name(&id.parse().unwrap(), &"eth0".parse().unwrap(), 0);
+        bench.node.sh(&format!("ip link set {name} alias ''"));
+    }
+    bench
+        .node
+        .sh("ip link add veth-stranger type veth peer name veth-peer");
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "keep", "ifname": "eth0"}]);
+    bench.call("GC", &conf, "x", Path::new("")).expect_ok();
+    assert!(pods[1].1.links().is_empty());
+    assert_eq!(pods[0].1.links(), ["eth0"]);
+    assert_eq!(bench.leases().len(), 1);
+    assert_eq!(bench.veths().len(), 3, "the stranger's two and one of ours");
+    bench.del(&conf, "keep", &pods[0].1);
+    assert!(bench.leases().is_empty());
 }
 
 #[test]

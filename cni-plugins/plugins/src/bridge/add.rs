@@ -12,7 +12,7 @@ use skiff_netns::NetNs;
 
 use super::{
     config::{Config, mac_of},
-    gateway::{Gateway, check_is_bridge, find, random_mac},
+    gateway::{Gateway, check_is_bridge, random_mac},
     pod::Pod,
     port::{admit_at_uplink, set_port, set_vlans},
     rules::Rules,
@@ -113,22 +113,19 @@ impl Add<'_> {
             .uplink
             .as_ref()
             .filter(|_| self.config.vlans.are_set());
-        let (taken, bridge, uplink_link) = futures::join!(
-            self.pod.find_link(ifname),
-            self.host.find_link(self.config.bridge.as_str()),
-            async {
-                match uplink {
-                    Some(name) => self.host.find_link(name.as_str()).await,
-                    None => Ok(None),
-                }
-            }
-        );
-        if taken.map_err(failed())?.is_some() {
+        if self.pod.link_index(ifname).is_some() {
             return Err(CniError::new(
                 code::EXISTS,
                 format!("the container has a link {ifname} already"),
             ));
         }
+        let (bridge, uplink_link) =
+            futures::join!(self.host.find_link(self.config.bridge.as_str()), async {
+                match uplink {
+                    Some(name) => self.host.find_link(name.as_str()).await,
+                    None => Ok(None),
+                }
+            });
         let found = Found {
             bridge: bridge.map_err(failed())?,
             uplink: uplink_link.map_err(failed())?,
@@ -189,7 +186,7 @@ impl Add<'_> {
             mtu: self.config.mtu,
         };
         let end = HostEnd::new(self.call, self.target);
-        let (host_name, told) = end
+        let host_name = end
             .create(&self.host, &pair, |name| {
                 undo.host_veth = Some(name.to_owned());
             })
@@ -200,14 +197,9 @@ impl Add<'_> {
                 .check_spoofing(self.call, self.target, &host_name, &mac);
         }
         set_port(&self.host, &end, &host_name, self.config).await?;
-        // Its hardware address may be that of a port.
-        let bridge = find(&self.host, &bridge.name).await?;
-        let pod = match told {
-            Some(pod) => pod,
-            None => find(&self.pod, self.target.ifname.as_str()).await?,
-        };
-        // The number of a veth's other end.
-        if let Some(port) = pod.peer {
+        let bridge = self.with_port(bridge)?;
+        let pod = pair.other_end(&self.pod)?;
+        if let Some(port) = self.host.link_index(&host_name) {
             set_vlans(&self.host, &self.config.vlans, &bridge, port).await?;
         }
         if let Some(uplink) = &found.uplink {
@@ -228,6 +220,19 @@ impl Add<'_> {
             host_name,
             pod,
             vlan_gateway,
+        })
+    }
+
+    /// A bridge whose hardware address and MTU nobody has set takes them from its ports.
+    fn with_port(&self, bridge: Link) -> Result<Link, CniError> {
+        let now = self.host.link_mac(&bridge.name);
+        let (mac, mtu) = now
+            .zip(self.host.link_mtu(&bridge.name))
+            .ok_or_else(|| CniError::new(code::KERNEL, format!("{} is gone", bridge.name)))?;
+        Ok(Link {
+            mac: mac.to_vec(),
+            mtu,
+            ..bridge
         })
     }
 

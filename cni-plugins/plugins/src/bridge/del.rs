@@ -33,20 +33,23 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
 
 pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     let removal = Removal::new(call)?;
+    let ipam = Ipam::find(call, removal.ipam.as_ref());
+    let addresses = ipam
+        .as_ref()
+        .map_or_else(|_| Vec::new(), |ipam| ipam.attachments(call));
     let (links, rules) = beside(
         removal.has_rules(),
         || rules::sweep(&removal, call),
-        || block_on(delete_stale_pairs(call)),
+        || block_on(delete_stale_pairs(call, "bridge", &addresses)),
     );
     let addresses = match &links {
-        Ok(()) => Ipam::find(call, removal.ipam.as_ref()).and_then(|ipam| ipam.gc(call)),
+        Ok(()) => ipam.and_then(|ipam| ipam.gc(call)),
         Err(_) => Ok(()),
     };
     joined([links, rules, addresses])
 }
 
-/// The kernel takes 20 ms and more to delete a link, most of it asleep: time enough for the firewall, if there is
-/// anything to be done.
+/// The firewall's programs take longer than links do: these go meanwhile. No thread where there is nothing to be done.
 fn beside(
     has_rules: bool,
     rules: impl FnOnce() -> Result<(), CniError> + Send,

@@ -161,7 +161,7 @@ impl Gateway<'_> {
                     mtu: Some(bridge.mtu),
                 };
                 match self.host.create_veth(&spec).await {
-                    Ok(_) => sysctl::ignore_router_advertisements(name.as_str())?,
+                    Ok(()) => sysctl::ignore_router_advertisements(name.as_str())?,
                     // Another ADD was quicker.
                     Err(error) if error.is_existing() => {}
                     Err(error) => return Err(failed()(error)),
@@ -198,7 +198,7 @@ pub(super) fn check_is_bridge(link: &Link) -> Result<(), CniError> {
 }
 
 /// Finds a link that must be there.
-pub(super) async fn find(netns: &Netlink, name: &str) -> Result<Link, CniError> {
+async fn find(netns: &Netlink, name: &str) -> Result<Link, CniError> {
     netns
         .find_link(name)
         .await

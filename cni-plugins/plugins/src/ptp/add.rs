@@ -68,8 +68,7 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CniResult, CniError> {
 impl Add<'_> {
     async fn steps(&self, ipam: &Ipam, undo: &mut Undo) -> Result<CniResult, CniError> {
         let ifname = self.target.ifname.as_str();
-        let found = self.pod.find_link(ifname).await;
-        if found.map_err(kernel("cannot look for links"))?.is_some() {
+        if self.pod.link_index(ifname).is_some() {
             let msg = format!("the container has a link {ifname} already");
             return Err(CniError::new(code::EXISTS, msg));
         }
@@ -115,7 +114,7 @@ impl Add<'_> {
         };
         let end = HostEnd::new(self.call, self.target);
         let made = |name: &str| undo.pair = Some(name.to_owned());
-        let (name, _) = end.create(&self.host, &pair, made).await?;
+        let name = end.create(&self.host, &pair, made).await?;
         let found = self.host.find_link(&name).await;
         let link = found
             .map_err(kernel("cannot find the host's end"))?

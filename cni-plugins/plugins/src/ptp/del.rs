@@ -43,8 +43,12 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
 pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     let removal = Removal::new(call)?;
     let masquerade = masquerade(call, &removal);
+    let ipam = Ipam::find(call, Some(&removal.ipam));
+    let addresses = ipam
+        .as_ref()
+        .map_or_else(|_| Vec::new(), |ipam| ipam.attachments(call));
     let (links, rules) = beside(
-        || block_on(delete_stale_pairs(call)),
+        || block_on(delete_stale_pairs(call, "ptp", &addresses)),
         || {
             let keys = call.conf.valid_attachments.iter().flatten();
             let valid = keys.map(|key| key.container_id.clone()).collect();
@@ -54,7 +58,7 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
         },
     );
     let addresses = match &links {
-        Ok(()) => Ipam::find(call, Some(&removal.ipam)).and_then(|ipam| ipam.gc(call)),
+        Ok(()) => ipam.and_then(|ipam| ipam.gc(call)),
         Err(_) => Ok(()),
     };
     join([links, rules, addresses])
@@ -65,7 +69,7 @@ fn masquerade(call: &Call, removal: &Removal) -> Option<Masquerade> {
     Some(Masquerade::new(call.conf.name.clone(), backend))
 }
 
-/// The kernel takes 20 ms and more to delete a link, most of it asleep: time enough for the firewall.
+/// The firewall's programs take longer than links do: these go meanwhile.
 fn beside(
     links: impl FnOnce() -> Result<(), CniError>,
     rules: impl FnOnce() -> Result<(), skiff_cni::firewall::FirewallError> + Send,
