@@ -237,20 +237,25 @@ impl Index {
         }
     }
 
-    /// Notes that `owner` does not have `ip` any more.
-    pub(super) fn remove(&mut self, owner: &Owner, ip: IpAddr) -> Result<(), IpamError> {
-        let entry = Entry::new(owner, ip);
+    /// Notes that `ip` is free, which one of `owners` had.
+    pub(super) fn remove(&self, owners: &[&Owner], ip: IpAddr) -> Result<(), IpamError> {
+        owners
+            .iter()
+            .try_for_each(|owner| self.remove_entry(Entry::new(owner, ip)))
+            .and_then(|()| self.set_taken(ip, false))
+            .map_err(io_error("writing", &self.dir))
+    }
+
+    fn remove_entry(&self, entry: Entry) -> io::Result<()> {
         let mut place = None;
         self.probe(entry.owner, |slot, found| {
             place = (found == entry).then_some(slot);
             found == entry
-        })
-        .and_then(|_| match place {
+        })?;
+        match place {
             Some(slot) => self.write_slot(slot, Entry::REMOVED),
             None => Ok(()),
-        })
-        .and_then(|()| self.set_taken(ip, false))
-        .map_err(io_error("writing", &self.dir))
+        }
     }
 
     /// Goes through the slots that may hold `owner` until `stop` or an empty one.

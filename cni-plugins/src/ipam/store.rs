@@ -261,8 +261,7 @@ impl LockedStore {
     /// [`IpamError::Io`].
     pub fn release_one(&mut self, owner: &Owner, ip: IpAddr) -> Result<(), IpamError> {
         self.remove(ip)?;
-        self.index.remove(owner, ip)?;
-        self.index.remove(&owner.without_link(), ip)?;
+        self.index.remove(&[owner, &owner.without_link()], ip)?;
         self.index.mark_current()
     }
 
