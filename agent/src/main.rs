@@ -11,6 +11,7 @@ mod in_process;
 mod lock;
 mod look;
 mod memory;
+mod namespaces;
 mod paths;
 mod pki;
 mod preflight;

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     ops::RangeInclusive,
     path::Path,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -22,7 +23,9 @@ use crate::{
     cli::{PlaceArgs, ProxyMode},
     compose,
     config::{Place, ProxySettings},
-    dataplane, lock, shutdown,
+    dataplane, lock,
+    namespaces::{CgroupNamespaces, NodeSockets},
+    shutdown,
     uplinks::UplinkTask,
 };
 
@@ -107,7 +110,13 @@ pub(crate) fn assemble(
         node_ports,
         node_netns_cookie: cookie.context("asking for the node's namespace cookie")?,
     };
-    Ok(ServiceProxy::new(client, config, dataplane))
+    let namespaces = CgroupNamespaces {
+        cgroup: compose::cgroups(place)?.unified_root(),
+        node: place.netns.clone(),
+    };
+    Ok(ServiceProxy::new(client, config, dataplane)
+        .with_namespaces(Arc::new(namespaces))
+        .with_listeners(Arc::new(NodeSockets(place.netns.clone()))))
 }
 
 /// Starts it, and what goes with its mode: the end of the other one, and with kernel programs the care for the links that

@@ -1,6 +1,8 @@
 //! What the proxy drives: something in the kernel that sends clients of frontends to backends.
 
-use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings, TableDiff};
+use std::{collections::HashSet, net::SocketAddr};
+
+use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings, StalePeer, TableDiff};
 
 use crate::{iptables::IptablesError, tracker::TableView};
 
@@ -38,6 +40,32 @@ pub trait Dataplane: Send {
     /// [`DataplaneError`] if it cannot be asked.
     fn counters(&self) -> Result<Option<Counters>, DataplaneError>;
 
+    /// Whether after the change a client may have a backend that it would be given no longer, and that
+    /// [`Self::stale_peers`] would tell.
+    fn takes_away(&self, _diff: &TableDiff) -> bool {
+        false
+    }
+
+    /// The sockets that were sent to a backend which their Service no longer has, and which does not drain either. None
+    /// if packets are translated rather than sockets.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if it cannot be asked.
+    fn stale_peers(
+        &self,
+        _draining: &HashSet<SocketAddr>,
+    ) -> Result<Vec<StalePeer>, DataplaneError> {
+        Ok(Vec::new())
+    }
+
+    /// Forgets what these sockets asked for: they exist no longer.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if that cannot be written.
+    fn forget_peers(&self, _peers: &[StalePeer]) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
     /// Whether a change waits for processes, so that it must be kept off the async runtime's threads.
     fn blocks(&self) -> bool;
 }
@@ -57,6 +85,21 @@ impl Dataplane for Datapath {
 
     fn counters(&self) -> Result<Option<Counters>, DataplaneError> {
         Ok(Some(Self::counters(self)?))
+    }
+
+    fn takes_away(&self, diff: &TableDiff) -> bool {
+        diff.takes_away(self.state())
+    }
+
+    fn stale_peers(
+        &self,
+        draining: &HashSet<SocketAddr>,
+    ) -> Result<Vec<StalePeer>, DataplaneError> {
+        Ok(Self::stale_peers(self, draining)?)
+    }
+
+    fn forget_peers(&self, peers: &[StalePeer]) -> Result<(), DataplaneError> {
+        Ok(Self::forget_peers(self, peers)?)
     }
 
     fn blocks(&self) -> bool {
@@ -79,6 +122,21 @@ impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
 
     fn counters(&self) -> Result<Option<Counters>, DataplaneError> {
         (**self).counters()
+    }
+
+    fn takes_away(&self, diff: &TableDiff) -> bool {
+        (**self).takes_away(diff)
+    }
+
+    fn stale_peers(
+        &self,
+        draining: &HashSet<SocketAddr>,
+    ) -> Result<Vec<StalePeer>, DataplaneError> {
+        (**self).stale_peers(draining)
+    }
+
+    fn forget_peers(&self, peers: &[StalePeer]) -> Result<(), DataplaneError> {
+        (**self).forget_peers(peers)
     }
 
     fn blocks(&self) -> bool {

@@ -11,19 +11,23 @@
 //! complete, so a restart changes nothing that is still wanted.
 
 mod dataplane;
+mod health;
 mod iptables;
 mod objects;
 mod plan;
 mod proxy;
+mod sweep;
 mod tracker;
 
 pub use crate::{
     dataplane::{Dataplane, DataplaneError},
+    health::NodeListeners,
     iptables::{Iptables, IptablesConfig, IptablesError, RuleWrites},
     objects::{
         EndpointInfo, Hints, PortInfo, ServiceInfo, ServiceName, SliceInfo, SlicePort, zone_of,
     },
-    plan::{ServicePlan, plan_service, plan_tables},
+    plan::{HealthCheck, ServicePlan, plan_service, plan_tables},
     proxy::{ProxyConfig, ProxyCounters, ProxyError, ProxyHandle, ServiceProxy},
+    sweep::NodeNamespaces,
     tracker::{TableView, Tracker},
 };

@@ -58,6 +58,8 @@ pub struct ServiceInfo {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// Where load balancers ask whether there are endpoints on this node (`healthCheckNodePort`).
+    pub health_port: Option<u16>,
 }
 
 /// A port of a Service.
@@ -162,6 +164,7 @@ impl ServiceInfo {
             affinity_seconds: affinity_seconds(spec),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            health_port: health_port(spec),
         })
     }
 }
@@ -227,6 +230,13 @@ fn port_info(spec: &ServiceSpec, port: &ServicePort) -> Option<PortInfo> {
         protocol: protocol(port.protocol.as_deref())?,
         node_port: node_port.filter(|port| with_node_port && *port != 0),
     })
+}
+
+fn health_port(spec: &ServiceSpec) -> Option<u16> {
+    let local = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| local)?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
 fn affinity_seconds(spec: &ServiceSpec) -> u32 {

@@ -29,7 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dataplane::{Dataplane, DataplaneError},
+    health::{Health, NodeListeners, health_loop},
     objects::{ServiceInfo, ServiceName, SliceInfo, zone_of},
+    sweep::{Draining, NodeNamespaces, sweep_loop},
     tracker::Tracker,
 };
 
@@ -82,11 +84,15 @@ pub struct ProxyCounters {
 }
 
 struct Shared {
-    dataplane: Mutex<Box<dyn Dataplane>>,
+    dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// Changes wait for processes.
     blocks: bool,
     counters: Mutex<ProxyCounters>,
     synced: watch::Sender<bool>,
+    /// Asks for a sweep.
+    sweep: watch::Sender<Draining>,
+    /// What load balancers are told.
+    health: watch::Sender<Health>,
 }
 
 /// Asks a running proxy.
@@ -140,6 +146,8 @@ pub struct ServiceProxy {
     services: Listing<ServiceName>,
     slices: Listing<(String, String)>,
     node: Listing<()>,
+    namespaces: Option<Arc<dyn NodeNamespaces>>,
+    listeners: Option<Arc<dyn NodeListeners>>,
     shared: Arc<Shared>,
 }
 
@@ -181,9 +189,11 @@ impl ServiceProxy {
     pub fn new(client: Client, config: ProxyConfig, dataplane: impl Dataplane + 'static) -> Self {
         let shared = Arc::new(Shared {
             blocks: dataplane.blocks(),
-            dataplane: Mutex::new(Box::new(dataplane)),
+            dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
             counters: Mutex::default(),
             synced: watch::Sender::new(false),
+            sweep: watch::Sender::default(),
+            health: watch::Sender::default(),
         });
         let (services, slices) = (Listing::default(), Listing::default());
         Self {
@@ -193,8 +203,24 @@ impl ServiceProxy {
             services,
             slices,
             node: Listing::default(),
+            namespaces: None,
+            listeners: None,
             shared,
         }
+    }
+
+    /// Ends connected UDP sockets there when their backend leaves its Service. Otherwise they go on to talk to it.
+    #[must_use]
+    pub fn with_namespaces(mut self, namespaces: Arc<dyn NodeNamespaces>) -> Self {
+        self.namespaces = Some(namespaces);
+        self
+    }
+
+    /// Tells load balancers there whether this node has endpoints of their Services (`healthCheckNodePort`).
+    #[must_use]
+    pub fn with_listeners(mut self, listeners: Arc<dyn NodeListeners>) -> Self {
+        self.listeners = Some(listeners);
+        self
     }
 
     /// To ask it while it runs.
@@ -220,6 +246,15 @@ impl ServiceProxy {
             .lock()
             .set_node(&node)
             .map_err(ProxyError::Node)?;
+        if let Some(namespaces) = self.namespaces.take() {
+            let dataplane = Arc::clone(&self.shared.dataplane);
+            let requests = self.shared.sweep.subscribe();
+            tokio::spawn(sweep_loop(dataplane, namespaces, requests, token.clone()));
+        }
+        if let Some(listeners) = self.listeners.take() {
+            let health = self.shared.health.subscribe();
+            tokio::spawn(health_loop(listeners, health, token.clone()));
+        }
         let mut changes = pin!(changes(self.client.clone(), self.config.node_name.clone()));
         let mut full = true;
         let mut wait = RETRY_FIRST;
@@ -311,22 +346,32 @@ impl ServiceProxy {
             return true;
         }
         let begun = Instant::now();
-        let diff = {
+        let (diff, takes_away) = {
             let dataplane = self.shared.dataplane.lock();
-            if full {
+            let diff = if full {
                 self.tracker.full_diff(dataplane.view())
             } else {
                 self.tracker.diff(dataplane.view())
-            }
+            };
+            let takes_away = dataplane.takes_away(&diff);
+            (diff, takes_away)
         };
+        let draining = self.tracker.draining();
+        let sweep = full || takes_away || draining != **self.shared.sweep.borrow();
         // Also if it is empty: the first one puts newly built tables in force.
         let (diff, result) = write(&self.shared, diff).await;
+        self.shared
+            .health
+            .send_if_modified(|health| health.update(self.tracker.health_checks(), result.is_ok()));
         let mut counters = self.shared.counters.lock();
         counters.services = self.tracker.services();
         counters.conflicts = self.tracker.conflicts();
         counters.last_apply = begun.elapsed();
         match result {
             Ok(()) => {
+                if sweep {
+                    self.shared.sweep.send_replace(Arc::new(draining));
+                }
                 counters.applied += 1;
                 counters.sets_published += diff.publish.len() as u64;
                 if !self.shared.synced.send_replace(true) {
@@ -413,7 +458,7 @@ fn map_event<K, T>(event: Event<K>, f: impl FnOnce(K) -> T) -> Event<T> {
 }
 
 /// An error with all its causes on one line.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

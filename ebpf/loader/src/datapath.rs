@@ -1,18 +1,20 @@
 //! The datapath of one node.
 
 use std::{
+    collections::HashSet,
     fs,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, limits, maps};
+use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, RevNat, RevNatKey, limits, maps};
 
 use crate::{
     DatapathError, PodPaths, bpffs,
     programs::Programs,
+    stale::{self, StalePeer},
     sys::{self, HashTable, PerCpuCounters},
     tables::{DesiredTables, TableDiff, TableState, Writer, Writes, addr_of},
 };
@@ -161,6 +163,7 @@ pub struct Datapath {
     config: HashTable<u32, Config>,
     node_addrs: HashTable<Addr, u32>,
     metrics: PerCpuCounters,
+    rev_nat: HashTable<RevNatKey, RevNat>,
     bpffs_dir: PathBuf,
     maps_dir: PathBuf,
     cgroup: PathBuf,
@@ -204,6 +207,7 @@ impl Datapath {
             config: HashTable::open(&maps_dir, maps::CONFIG)?,
             node_addrs: HashTable::open(&maps_dir, maps::NODE_ADDRS)?,
             metrics: PerCpuCounters::open(&maps_dir, maps::METRICS)?,
+            rev_nat: HashTable::open(&maps_dir, maps::REV_NAT)?,
             bpffs_dir: config.bpffs_dir.clone(),
             cgroup: config.cgroup_path.clone(),
             maps_dir,
@@ -290,6 +294,26 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// The sockets that were sent to a backend which their Service no longer has, and which does not drain either.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if the map cannot be read.
+    pub fn stale_peers(
+        &self,
+        draining: &HashSet<SocketAddr>,
+    ) -> Result<Vec<StalePeer>, DatapathError> {
+        Ok(stale::find(self.state(), self.rev_nat.entries()?, draining))
+    }
+
+    /// Forgets what these sockets asked for: they exist no longer.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if the map cannot be written.
+    pub fn forget_peers(&self, peers: &[StalePeer]) -> Result<(), DatapathError> {
+        let keys: Vec<RevNatKey> = peers.iter().map(|peer| peer.key).collect();
+        self.rev_nat.remove(&keys)
     }
 
     /// The kernel's counters.

@@ -17,6 +17,7 @@ mod flows;
 mod inspect;
 mod pods;
 mod programs;
+mod stale;
 mod sys;
 mod tables;
 mod test_run;
@@ -31,6 +32,7 @@ pub use crate::{
     inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
     pods::{PodPaths, PodPort},
     programs::attached_programs,
+    stale::{Ended, StalePeer, end_sockets},
     tables::{
         Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff,
         TableState, Writes,

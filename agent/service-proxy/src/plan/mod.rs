@@ -1,6 +1,9 @@
 //! What one Service needs in the tables. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
 use skiff_ebpf_loader::{
     Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId,
@@ -18,6 +21,19 @@ pub struct ServicePlan {
     pub sets: Vec<(SetId, Vec<Backend>)>,
     /// Its frontends.
     pub frontends: Vec<(Frontend, FrontendSpec)>,
+    /// Its UDP backends that are on their way out and still serve: clients that have one keep it.
+    pub draining: Vec<SocketAddr>,
+    /// What load balancers are told, if they may ask.
+    pub health: Option<HealthCheck>,
+}
+
+/// A port on which load balancers ask whether to send connections of a Service to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local_endpoints: usize,
 }
 
 /// Plans one Service, for a node in that zone.
@@ -27,11 +43,27 @@ pub fn plan_service<'a>(
     slices: impl Iterator<Item = &'a SliceInfo> + Clone,
     zone: Option<&str>,
 ) -> ServicePlan {
-    let mut plan = ServicePlan::default();
+    let mut plan = ServicePlan {
+        health: service.health_port.map(|port| HealthCheck {
+            port,
+            local_endpoints: local_endpoints(slices.clone()),
+        }),
+        ..ServicePlan::default()
+    };
     for port in &service.ports {
         plan_port(&mut plan, name, service, port, (slices.clone(), zone));
     }
     plan
+}
+
+/// The addresses, not their ports: an endpoint with two ports is one.
+fn local_endpoints<'a>(slices: impl Iterator<Item = &'a SliceInfo>) -> usize {
+    let endpoints = slices.flat_map(|slice| &slice.endpoints);
+    let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.local);
+    local
+        .map(|endpoint| endpoint.addr)
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 fn plan_port<'a>(
@@ -42,6 +74,11 @@ fn plan_port<'a>(
     (slices, zone): (impl Iterator<Item = &'a SliceInfo>, Option<&str>),
 ) {
     let endpoints = endpoints_of(port, slices);
+    if port.protocol == Protocol::Udp {
+        let draining = endpoints.iter().filter(|(_, e)| e.serving && e.terminating);
+        let draining = draining.map(|(port, e)| SocketAddr::new(e.addr, *port));
+        plan.draining.extend(draining);
+    }
     for family in [IpFamily::V4, IpFamily::V6] {
         if service
             .cluster_ips

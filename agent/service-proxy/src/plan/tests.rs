@@ -412,3 +412,26 @@ fn local_traffic_falls_back_to_local_endpoints_on_their_way_out_and_never_to_rem
         assert_eq!(members(&plan, 1), local, "{name}");
     }
 }
+
+#[test]
+fn load_balancers_are_told_of_ready_endpoints_on_this_node() {
+    let mut spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5",
+        "externalTrafficPolicy": "Local", "healthCheckNodePort": 30_999,
+        "ports": [{"port": 80, "nodePort": 30_080}]});
+    let points = [
+        ("10.0.0.1", NODE, READY),
+        ("10.0.0.2", NODE, LEAVING),
+        ("10.0.0.3", "other", READY),
+    ];
+    let slices = [
+        slice(&json!({"port": 1}), &points),
+        slice(&json!({"port": 2}), &points),
+    ];
+    let expected = HealthCheck {
+        port: 30_999,
+        local_endpoints: 1,
+    };
+    assert_eq!(plan(&spec, &slices).health, Some(expected));
+    spec["externalTrafficPolicy"] = json!("Cluster");
+    assert_eq!(plan(&spec, &slices).health, None);
+}

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use skiff_ebpf_loader::{
 
 use crate::{
     objects::{ServiceInfo, ServiceName, SliceInfo},
-    plan::{ServicePlan, plan_service},
+    plan::{HealthCheck, ServicePlan, plan_service},
 };
 
 /// What is in the tables now.
@@ -59,6 +60,10 @@ pub struct Tracker {
     contested: HashMap<Frontend, BTreeSet<(i64, ServiceName)>>,
     /// The node's zone.
     zone: Option<String>,
+    /// Of the Services that have any: backends which still serve the clients they have.
+    draining: HashMap<ServiceName, Vec<SocketAddr>>,
+    /// Of the Services that load balancers may ask about.
+    health: HashMap<ServiceName, HealthCheck>,
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +149,18 @@ impl Tracker {
         }
     }
 
+    /// UDP backends that get no new clients, but still serve those they have; as of the last diff.
+    #[must_use]
+    pub fn draining(&self) -> HashSet<SocketAddr> {
+        self.draining.values().flatten().copied().collect()
+    }
+
+    /// The Services that load balancers may ask about; as of the last diff.
+    #[must_use]
+    pub fn health_checks(&self) -> &HashMap<ServiceName, HealthCheck> {
+        &self.health
+    }
+
     /// Whether something changed since the last diff.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
@@ -220,6 +237,15 @@ impl Tracker {
             }
             None => ServicePlan::default(),
         };
+        if plan.draining.is_empty() {
+            self.draining.remove(name);
+        } else {
+            self.draining.insert(name.clone(), plan.draining);
+        }
+        match plan.health {
+            Some(health) => drop(self.health.insert(name.clone(), health)),
+            None => drop(self.health.remove(name)),
+        }
         let sets: Vec<SetId> = plan.sets.iter().map(|(id, _)| *id).collect();
         let gone = known.sets.iter().copied().filter(|id| !sets.contains(id));
         diff.remove_sets.extend(gone);

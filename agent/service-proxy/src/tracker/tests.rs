@@ -79,6 +79,7 @@ fn service(created: u8, ip: u8, ports: u8, local: bool) -> ServiceInfo {
         affinity_seconds: 0,
         internal_local: local,
         external_local: false,
+        health_port: None,
     }
 }
 

@@ -3,8 +3,10 @@
 //! Every function is safe: it passes pointers to memory that it borrows for the length of the call.
 
 mod map;
+mod sock_diag;
 
 pub(crate) use map::{ArrayTable, HashTable, MappedArray, PerCpuCounters};
+pub(crate) use sock_diag::SockDiag;
 use std::{
     ffi::CString,
     io,

@@ -206,6 +206,21 @@ impl TableDiff {
             && self.remove_sets.is_empty()
     }
 
+    /// Whether a client may have a backend that it would be given no longer.
+    #[must_use]
+    pub fn takes_away(&self, state: &TableState) -> bool {
+        let served = |(frontend, _): &(Frontend, _)| state.frontends.contains_key(frontend);
+        !self.remove_frontends.is_empty()
+            || !self.remove_sets.is_empty()
+            || self.upsert.iter().any(served)
+            || self.publish.iter().any(|(id, members)| {
+                let stay: HashSet<_> = members.iter().map(|b| (b.addr, b.port)).collect();
+                let have = state.sets.get(id).into_iter().flat_map(|set| &set.members);
+                have.map(|member| (member.backend.addr, member.backend.port))
+                    .any(|backend| !stay.contains(&backend))
+            })
+    }
+
     /// What leads from `state` to `desired`.
     #[must_use]
     pub fn between(state: &TableState, desired: &DesiredTables) -> Self {
@@ -270,6 +285,27 @@ struct Member {
 }
 
 impl TableState {
+    /// As if these had been written.
+    #[cfg(test)]
+    pub(crate) fn for_tests(
+        sets: impl IntoIterator<Item = (SetId, Vec<Backend>)>,
+        frontends: impl IntoIterator<Item = (Frontend, FrontendSpec)>,
+    ) -> Self {
+        let set = |(id, members): (SetId, Vec<Backend>)| {
+            let members = members.into_iter();
+            let members = members.map(|backend| Member { backend, id: 0 }).collect();
+            let set = SetState {
+                members,
+                ..SetState::default()
+            };
+            (id, set)
+        };
+        Self {
+            sets: sets.into_iter().map(set).collect(),
+            frontends: frontends.into_iter().collect(),
+        }
+    }
+
     /// The members of a set, if it exists.
     #[must_use]
     pub fn set(&self, id: SetId) -> Option<Vec<Backend>> {

@@ -1,6 +1,7 @@
 //! From API objects to connections: the Service proxy with a real datapath.
 
 mod api;
+mod udp;
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,16 @@ use crate::api::{FakeApi, SERVICES, SLICES, service, slice};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
 const PATIENCE: Duration = Duration::from_secs(20);
 
+fn config(node: &TestNode) -> Result<ProxyConfig> {
+    let settings = node.settings()?;
+    Ok(ProxyConfig {
+        node_name: "node-1".into(),
+        node_addresses: settings.addresses,
+        node_ports: settings.node_ports,
+        node_netns_cookie: settings.netns_cookie,
+    })
+}
+
 struct Running {
     token: CancellationToken,
     handle: ProxyHandle,
@@ -24,14 +35,10 @@ struct Running {
 
 impl Running {
     async fn start(node: &TestNode, datapath: Datapath, api: &FakeApi) -> Result<Self> {
-        let settings = node.settings()?;
-        let config = ProxyConfig {
-            node_name: "node-1".into(),
-            node_addresses: settings.addresses,
-            node_ports: settings.node_ports,
-            node_netns_cookie: settings.netns_cookie,
-        };
-        let proxy = ServiceProxy::new(api.client(), config, datapath);
+        Self::of(ServiceProxy::new(api.client(), config(node)?, datapath)).await
+    }
+
+    async fn of(proxy: ServiceProxy) -> Result<Self> {
         let (token, handle) = (CancellationToken::new(), proxy.handle());
         let task = tokio::spawn(proxy.run(token.clone()));
         tokio::time::timeout(PATIENCE, handle.synced())
