@@ -38,6 +38,7 @@ mod serviceaccount;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ pub struct ControllersConfig {
     pub terminated_pod_gc_threshold: usize,
     /// How often the garbage collector asks which kinds there are.
     pub discovery_interval: Duration,
+    /// LoadBalancer Services get their addresses from here, each its own; empty: they have those of the nodes.
+    pub load_balancer_ranges: Vec<IpNetwork>,
 }
 
 impl Default for ControllersConfig {
@@ -65,6 +68,7 @@ impl Default for ControllersConfig {
             node_monitor_grace_period: Duration::from_secs(40),
             terminated_pod_gc_threshold: 12_500,
             discovery_interval: Duration::from_secs(30),
+            load_balancer_ranges: Vec::new(),
         }
     }
 }

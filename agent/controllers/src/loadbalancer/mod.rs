@@ -1,23 +1,47 @@
-//! LoadBalancer Services without a cloud: every node answers for them, so their addresses are the
-//! nodes' InternalIPs.
+//! LoadBalancer Services without a cloud. With a pool of addresses each Service gets its own of it; that packets for them come to
+//! a node is the network's business (a route, or an address on a link). Without a pool every node answers for all of them,
+//! so their addresses are the nodes' InternalIPs.
 
-use std::collections::BTreeSet;
+mod pool;
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{Change, Key, WorkQueue, run_workers};
+use skiff_client::{Change, EventKind, EventRecorder, Key, WorkQueue, run_workers};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Shared;
 use crate::errors::{Context, ControllerError, unless_gone};
+use pool::{NoAddress, Pool};
 
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
+struct Controller {
+    shared: Arc<Shared>,
+    queue: WorkQueue<Key>,
+    recorder: EventRecorder,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pool: Pool,
+    /// They wait for an address.
+    waiting: HashSet<Key>,
+}
+
 pub(crate) async fn run(shared: Arc<Shared>, token: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    let client = shared.client.clone();
+    let recorder = EventRecorder::start(client, "service-controller", "", &mut tasks, &token);
     let queue = WorkQueue::new();
     let add = queue.clone();
     shared
@@ -43,28 +67,129 @@ pub(crate) async fn run(shared: Arc<Shared>, token: CancellationToken) {
     if !crate::synced(&shared, &token).await {
         return;
     }
+    let ranges = shared.config.load_balancer_ranges.clone();
+    let controller = Arc::new(Controller {
+        state: Mutex::new(State {
+            pool: adopt(Pool::new(ranges), shared.informers.services.list()),
+            waiting: HashSet::new(),
+        }),
+        shared,
+        queue: queue.clone(),
+        recorder,
+    });
+    // One worker: what one Service is given the next one cannot get.
     run_workers("loadbalancer", queue, 1, token, move |key| {
-        let shared = Arc::clone(&shared);
-        async move { reconcile(&shared, &key).await }
+        let controller = Arc::clone(&controller);
+        async move { controller.reconcile(&key).await }
     })
     .await;
+    tasks.shutdown().await;
 }
 
-async fn reconcile(shared: &Shared, key: &Key) -> Result<Option<Duration>, ControllerError> {
-    let Some(service) = shared.informers.services.get(key) else {
-        return Ok(None);
-    };
-    let nodes = shared.informers.nodes.list();
-    let Some(ingress) = plan_ingress(&service, &nodes) else {
-        return Ok(None);
-    };
-    let api: Api<Service> = Api::namespaced(shared.client.clone(), &key.namespace);
-    let patch = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
-    let result = api
-        .patch_status(&key.name, &PatchParams::default(), &patch)
-        .await;
-    unless_gone(result).context("update status of service", key)?;
-    Ok(None)
+/// Notes the addresses that Services have, those of the oldest first.
+fn adopt(mut pool: Pool, mut services: Vec<Arc<Service>>) -> Pool {
+    services.sort_by_key(|service| service.metadata.creation_timestamp.clone());
+    for service in services.iter().filter(|service| is_ours(service)) {
+        let ips = ingress_of(service).iter();
+        for ip in ips.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()) {
+            pool.adopt(&Key::of(&**service), ip);
+        }
+    }
+    pool
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> Result<Option<Duration>, ControllerError> {
+        let informers = &self.shared.informers;
+        let service = informers.services.get(key);
+        let Some(ingress) = self.plan(key, service.as_deref()) else {
+            return Ok(None);
+        };
+        let api: Api<Service> = Api::namespaced(self.shared.client.clone(), &key.namespace);
+        let patch = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
+        let result = api
+            .patch_status(&key.name, &PatchParams::default(), &patch)
+            .await;
+        unless_gone(result).context("update status of service", key)?;
+        Ok(None)
+    }
+
+    /// The list to write; none when what is there is right, or not ours to change.
+    fn plan(&self, key: &Key, service: Option<&Service>) -> Option<Vec<LoadBalancerIngress>> {
+        let mut state = self.state.lock();
+        if !state.pool.is_configured() {
+            return plan_ingress(service?, &self.shared.informers.nodes.list());
+        }
+        let before = state.pool.held_by(key);
+        let ours = service.filter(|service| is_ours(service));
+        let assigned = ours.map(|service| state.pool.assign(key, service));
+        let (ips, waits) = match (ours, assigned) {
+            (_, Some(Ok(ips))) => (ips, false),
+            (Some(service), Some(Err(why))) => {
+                self.complain(service, &why);
+                (Vec::new(), true)
+            }
+            _ => (Vec::new(), false),
+        };
+        if waits {
+            state.waiting.insert(key.clone());
+        } else {
+            state.waiting.remove(key);
+        }
+        if ips.is_empty() {
+            state.pool.release(key);
+        }
+        if before.iter().any(|ip| !ips.contains(ip)) {
+            let others = state.waiting.iter().filter(|waiting| *waiting != key);
+            others.for_each(|waiting| self.queue.add(waiting.clone()));
+        }
+        let service = service?;
+        if ours.is_none() && is_balancer(service) {
+            return None;
+        }
+        let wanted = ingress_for(ips.iter().map(IpAddr::to_string));
+        (ingress_of(service) != wanted.as_slice()).then_some(wanted)
+    }
+
+    fn complain(&self, service: &Service, why: &NoAddress) {
+        let message = format!("Error syncing load balancer: {why}");
+        self.recorder.event(
+            service,
+            EventKind::Warning,
+            "SyncLoadBalancerFailed",
+            message,
+        );
+    }
+}
+
+fn is_balancer(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
+}
+
+/// A class is another controller's.
+fn is_ours(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    is_balancer(service)
+        && spec.is_some_and(|spec| spec.load_balancer_class.is_none())
+        && service.metadata.deletion_timestamp.is_none()
+}
+
+fn ingress_of(service: &Service) -> &[LoadBalancerIngress] {
+    let status = service.status.as_ref();
+    status
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|balancer| balancer.ingress.as_deref())
+        .unwrap_or_default()
+}
+
+fn ingress_for(ips: impl Iterator<Item = String>) -> Vec<LoadBalancerIngress> {
+    ips.map(|ip| LoadBalancerIngress {
+        ip: Some(ip),
+        ip_mode: Some("VIP".to_owned()),
+        ..LoadBalancerIngress::default()
+    })
+    .collect()
 }
 
 /// Addresses of a node that takes traffic.
@@ -85,16 +210,11 @@ fn addresses_of(node: &Node) -> Vec<&str> {
     internal.map(|a| a.address.as_str()).collect()
 }
 
-/// The list to write; none when what is there is right, or not ours to change.
+/// The nodes' addresses as the list to write; none when what is there is right, or not ours to change.
 fn plan_ingress(service: &Service, nodes: &[Arc<Node>]) -> Option<Vec<LoadBalancerIngress>> {
     let spec = service.spec.as_ref()?;
-    let current = service
-        .status
-        .as_ref()
-        .and_then(|s| s.load_balancer.as_ref())
-        .and_then(|l| l.ingress.as_deref())
-        .unwrap_or_default();
-    if spec.type_.as_deref() != Some("LoadBalancer") {
+    let current = ingress_of(service);
+    if !is_balancer(service) {
         return (!current.is_empty()).then(Vec::new);
     }
     if spec.load_balancer_class.is_some() {
@@ -114,14 +234,7 @@ fn plan_ingress(service: &Service, nodes: &[Arc<Node>]) -> Option<Vec<LoadBalanc
         .flat_map(|n| addresses_of(n))
         .filter(|a| serves(a))
         .collect();
-    let wanted: Vec<_> = addresses
-        .into_iter()
-        .map(|ip| LoadBalancerIngress {
-            ip: Some(ip.to_owned()),
-            ip_mode: Some("VIP".to_owned()),
-            ..LoadBalancerIngress::default()
-        })
-        .collect();
+    let wanted = ingress_for(addresses.into_iter().map(str::to_owned));
     (current != wanted.as_slice()).then_some(wanted)
 }
 

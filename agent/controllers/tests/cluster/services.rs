@@ -98,3 +98,71 @@ async fn a_service_follows_its_pods() {
     .await;
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn load_balancers_have_addresses_of_the_pool_and_wait_when_it_is_empty() {
+    let cluster = Cluster::start_with(skiff_controllers::ControllersConfig {
+        load_balancer_ranges: vec!["203.0.113.8/30".parse().unwrap()],
+        ..Default::default()
+    })
+    .await;
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    let address = |name: &'static str| {
+        let services = services.clone();
+        async move {
+            let status = services.get(name).await.unwrap().status?;
+            status.load_balancer?.ingress?.first()?.ip.clone()
+        }
+    };
+    let mut wanted = load_balancer();
+    for (name, ask, expected) in [
+        ("first", "203.0.113.10", "203.0.113.10"),
+        ("second", "", "203.0.113.9"),
+    ] {
+        wanted["metadata"]["name"] = json!(name);
+        wanted["spec"]["loadBalancerIP"] = json!(ask);
+        let path = "/api/v1/namespaces/default/services";
+        cluster.create(path, &wanted).await;
+        eventually("an address of the pool", || async {
+            address(name).await.filter(|ip| ip == expected)
+        })
+        .await;
+    }
+    wanted["metadata"]["name"] = json!("third");
+    cluster
+        .create("/api/v1/namespaces/default/services", &wanted)
+        .await;
+    let events: Api<k8s_openapi::api::core::v1::Event> =
+        Api::namespaced(cluster.client.clone(), "default");
+    eventually("an Event that says why", || async {
+        let list = events.list(&kube::api::ListParams::default()).await;
+        let told = list.unwrap().items.into_iter().any(|event| {
+            event.reason.as_deref() == Some("SyncLoadBalancerFailed")
+                && event.involved_object.name.as_deref() == Some("third")
+        });
+        told.then_some(())
+    })
+    .await;
+    assert_eq!(address("third").await, None);
+    // What another one gives back is given to it, without anybody asking again.
+    services
+        .delete("first", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("the address of the deleted Service", || async {
+        address("third").await.filter(|ip| ip == "203.0.113.10")
+    })
+    .await;
+    // Another type gives it back, too.
+    let patch = Patch::Merge(json!({"spec": {"type": "ClusterIP"}}));
+    services
+        .patch("second", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    eventually(
+        "no address of a Service without a load balancer",
+        || async { address("second").await.is_none().then_some(()) },
+    )
+    .await;
+    cluster.stop().await;
+}
