@@ -1,12 +1,14 @@
 //! What may be typed.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
+
+use crate::cidrs::Cidrs;
 
 /// Runs Kubernetes workloads with nothing beside it.
 #[derive(Debug, Parser)]
@@ -166,22 +168,22 @@ pub(crate) struct NodeArgs {
         default_value = "/var/lib/skiff"
     )]
     pub(crate) data_dir: PathBuf,
-    /// Addresses of all pods of the cluster.
+    /// Addresses of all pods of the cluster: of IPv4, or of IPv4 and IPv6 for pods with an address of each.
     #[arg(
         long,
         env = "SKIFF_CLUSTER_CIDR",
-        value_name = "CIDR",
+        value_name = "CIDR[,CIDR6]",
         default_value = "10.244.0.0/16"
     )]
-    pub(crate) cluster_cidr: Ipv4Network,
-    /// Addresses of Services.
+    pub(crate) cluster_cidr: Cidrs,
+    /// Addresses of Services: of IPv4, or of IPv4 and IPv6 for dual-stack Services.
     #[arg(
         long,
         env = "SKIFF_SERVICE_CIDR",
-        value_name = "CIDR",
+        value_name = "CIDR[,CIDR6]",
         default_value = "10.96.0.0/16"
     )]
-    pub(crate) service_cidr: Ipv4Network,
+    pub(crate) service_cidr: Cidrs,
 }
 
 /// How Services are served.
@@ -205,9 +207,23 @@ pub(crate) enum LogFormat {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// The node's own address; by default the one that its default route starts from.
-    #[arg(long, env = "SKIFF_NODE_IP", value_name = "ADDRESS")]
-    pub(crate) node_ip: Option<Ipv4Addr>,
+    /// The node's own addresses, one of IPv4 and perhaps one of IPv6; by default those that its default routes start from.
+    #[arg(
+        long,
+        env = "SKIFF_NODE_IP",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// LoadBalancer Services get their addresses from these ranges, each its own; without, they have the node's. That
+    /// packets for them come to the node is up to your network.
+    #[arg(
+        long,
+        env = "SKIFF_LOAD_BALANCER_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) load_balancer_cidr: Vec<IpNetwork>,
     /// How Services are served; by default with eBPF, or with iptables and a warning where the kernel lacks what that
     /// needs.
     #[arg(long, env = "SKIFF_PROXY_MODE", value_enum)]

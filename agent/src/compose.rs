@@ -77,7 +77,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let api = ApiServer::new(
         Arc::clone(&store) as _,
         ApiServerOptions {
-            service_cidr: settings.node.service_cidr.into(),
+            service_cidrs: settings.node.service_cidr.all(),
             node_port_range: NODE_PORTS,
             advertise_address: Some((settings.node_ip, settings.api_bind.port()).into()),
             node_dialer: Some(Arc::clone(&kubelet) as _),
@@ -101,7 +101,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
             Ok(())
         }
     });
-    start_control_plane(&router, &authority, &mut tasks, &token);
+    start_control_plane(&settings, &router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
     let paths = PodPaths::new(services.pods, settings.node.place.netns.clone());
     let serving = (services.mode, services.dataplane);
@@ -168,9 +168,9 @@ async fn prepare_node(settings: &UpSettings) -> Result<Opened> {
     let node = &settings.node;
     cgroups(&node.place)?.join_daemon()?;
     let ranges = Ranges {
-        node_addresses: vec![settings.node_ip.into()],
-        pods: vec![node.cluster_cidr.into()],
-        services: vec![node.service_cidr.into()],
+        node_addresses: settings.node_ips(),
+        pods: node.cluster_cidr.all(),
+        services: node.service_cidr.all(),
     };
     dataplane::open(&node.place, settings.proxy_mode, &ranges).await
 }
@@ -204,6 +204,7 @@ async fn api_listeners(settings: &UpSettings) -> Result<Vec<TcpListener>> {
 }
 
 fn start_control_plane(
+    settings: &UpSettings,
     router: &Router,
     authority: &Authority,
     tasks: &mut JoinSet<Result<()>>,
@@ -211,6 +212,7 @@ fn start_control_plane(
 ) {
     let config = ControllersConfig {
         cluster_ca_pem: Some(authority.certificate_pem().to_owned()),
+        load_balancer_ranges: settings.load_balancer_ranges.clone(),
         ..ControllersConfig::default()
     };
     let client = in_process::client(router, "system:kube-controller-manager");
@@ -263,7 +265,7 @@ fn start_proxy(
     token: &CancellationToken,
 ) -> Result<()> {
     let client = in_process::client(router, "system:kube-proxy");
-    let addresses = vec![settings.node_ip.into()];
+    let addresses = settings.node_ips();
     let place = &settings.node.place;
     let proxy = proxy::assemble(place, addresses.clone(), NODE_PORTS, client, dataplane)?;
     proxy::spawn(proxy, mode, place, addresses, tasks, token);
@@ -298,7 +300,7 @@ async fn start_node(
     }
     install_plugins(node)?;
     let config = NodeConfig {
-        node_ip: Some(settings.node_ip.into()),
+        node_ips: settings.node_ips(),
         max_pods: settings.max_pods,
         cluster_domain: settings.cluster_domain.clone(),
         ..node_config(node)
@@ -324,12 +326,12 @@ pub(crate) fn node_config(node: &NodeSettings) -> NodeConfig {
     NodeConfig {
         node_name: node.place.name.clone(),
         node_netns: node.place.netns.clone(),
-        node_ip: None,
+        node_ips: Vec::new(),
         data_dir: node.data_dir.clone(),
         run_dir: node.place.run_dir.clone(),
-        cluster_cidr: node.cluster_cidr.into(),
-        service_cidr: Some(node.service_cidr.into()),
-        pod_cidr: None,
+        cluster_cidrs: node.cluster_cidr.all(),
+        service_cidrs: node.service_cidr.all(),
+        pod_cidrs: Vec::new(),
         cluster_dns: node.dns_ip().into(),
         cluster_domain: String::new(),
         max_pods: 0,

@@ -2,16 +2,17 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use nix::ifaddrs::getifaddrs;
 use skiff_netns::NodeNetns;
 
 use crate::{
+    cidrs::Cidrs,
     cli::{NodeArgs, PlaceArgs, ProxyArgs, ProxyMode, UpArgs},
     dataplane::Ranges,
     publish::Publication,
@@ -32,8 +33,8 @@ pub(crate) struct Place {
 pub(crate) struct NodeSettings {
     pub(crate) place: Place,
     pub(crate) data_dir: PathBuf,
-    pub(crate) cluster_cidr: Ipv4Network,
-    pub(crate) service_cidr: Ipv4Network,
+    pub(crate) cluster_cidr: Cidrs,
+    pub(crate) service_cidr: Cidrs,
     /// Where the binaries of the shim and the CNI plugins are: beside this one.
     pub(crate) binaries: PathBuf,
 }
@@ -43,6 +44,8 @@ pub(crate) struct NodeSettings {
 pub(crate) struct UpSettings {
     pub(crate) node: NodeSettings,
     pub(crate) node_ip: Ipv4Addr,
+    pub(crate) node_ip6: Option<Ipv6Addr>,
+    pub(crate) load_balancer_ranges: Vec<IpNetwork>,
     pub(crate) proxy_mode: Option<ProxyMode>,
     pub(crate) api_bind: SocketAddr,
     pub(crate) tls_san: Vec<String>,
@@ -70,12 +73,12 @@ pub(crate) const DNS_PORT: u16 = 10_053;
 impl NodeSettings {
     /// The first address of the Service range: Service `default/kubernetes`.
     pub(crate) fn kubernetes_ip(&self) -> Ipv4Addr {
-        nth(self.service_cidr, 1)
+        nth(self.service_cidr.v4, 1)
     }
 
     /// The address of cluster DNS.
     pub(crate) fn dns_ip(&self) -> Ipv4Addr {
-        nth(self.service_cidr, 10)
+        nth(self.service_cidr.v4, 10)
     }
 
     pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
@@ -129,17 +132,9 @@ impl TryFrom<NodeArgs> for NodeSettings {
 
     fn try_from(args: NodeArgs) -> Result<Self> {
         let place = Place::try_from(args.place)?;
-        for (flag, cidr, longest) in [
-            ("cluster-cidr", args.cluster_cidr, 24),
-            ("service-cidr", args.service_cidr, 28),
-        ] {
-            if cidr.prefix() > longest || cidr.network() != cidr.ip() {
-                bail!(
-                    "--{flag} {cidr} must be a network address with a prefix of at most {longest}"
-                );
-            }
-        }
-        if args.cluster_cidr.overlaps(args.service_cidr) {
+        args.cluster_cidr.check("cluster-cidr", 24, 64)?;
+        args.service_cidr.check("service-cidr", 28, 124)?;
+        if args.cluster_cidr.overlap(&args.service_cidr) {
             bail!(
                 "--cluster-cidr {} and --service-cidr {} overlap",
                 args.cluster_cidr,
@@ -184,15 +179,21 @@ impl TryFrom<ProxyArgs> for ProxySettings {
     }
 }
 
+impl UpSettings {
+    /// The node's addresses, that of IPv4 first.
+    pub(crate) fn node_ips(&self) -> Vec<IpAddr> {
+        let six = self.node_ip6.map(IpAddr::from);
+        std::iter::once(self.node_ip.into()).chain(six).collect()
+    }
+}
+
 impl TryFrom<UpArgs> for UpSettings {
     type Error = anyhow::Error;
 
     fn try_from(args: UpArgs) -> Result<Self> {
         let node = NodeSettings::try_from(args.node)?;
-        let node_ip = match args.node_ip {
-            Some(ip) => ip,
-            None => default_address(&node.place.netns)?,
-        };
+        let (node_ip, node_ip6) = node_ips(&args.node_ip, &node)?;
+        check_pool(&args.load_balancer_cidr, &node)?;
         let registries_config = args
             .registries_config
             .unwrap_or_else(|| node.data_dir.join("registries.yaml"));
@@ -212,6 +213,8 @@ impl TryFrom<UpArgs> for UpSettings {
         }
         Ok(Self {
             node_ip,
+            node_ip6,
+            load_balancer_ranges: args.load_balancer_cidr,
             proxy_mode: args.proxy_mode,
             api_bind: args.api_bind,
             tls_san: args.tls_san,
@@ -228,6 +231,62 @@ impl TryFrom<UpArgs> for UpSettings {
             node,
         })
     }
+}
+
+/// The addresses given, or those of the default routes: of IPv6 only if pods or Services have such addresses, too.
+fn node_ips(given: &[IpAddr], node: &NodeSettings) -> Result<(Ipv4Addr, Option<Ipv6Addr>)> {
+    let (mut four, mut six) = (None, None);
+    for ip in given {
+        let twice = match ip {
+            IpAddr::V4(ip) => four.replace(*ip).is_some(),
+            IpAddr::V6(ip) => six.replace(*ip).is_some(),
+        };
+        if twice {
+            bail!("--node-ip {ip}: one address of each family is enough");
+        }
+    }
+    let dual = node.cluster_cidr.v6.is_some() || node.service_cidr.v6.is_some();
+    let four = match four {
+        Some(ip) => ip,
+        None => default_address(&node.place.netns)?,
+    };
+    if six.is_none() && dual {
+        six = default_address6(&node.place.netns)?;
+        if six.is_none() {
+            tracing::warn!("the node has no IPv6 address: NodePorts are of IPv4 only");
+        }
+    }
+    Ok((four, six))
+}
+
+/// A pool has addresses that nothing else in the cluster has.
+fn check_pool(pool: &[IpNetwork], node: &NodeSettings) -> Result<()> {
+    let inside = [&node.cluster_cidr, &node.service_cidr];
+    for range in pool {
+        let overlaps = inside.iter().any(|ranges| match range {
+            IpNetwork::V4(range) => ranges.v4.overlaps(*range),
+            IpNetwork::V6(range) => ranges.v6.is_some_and(|own| own.overlaps(*range)),
+        });
+        if overlaps {
+            bail!("--load-balancer-cidr {range} overlaps with the addresses of pods or Services");
+        }
+    }
+    Ok(())
+}
+
+/// As [`default_address`]; none without a default route.
+fn default_address6(netns: &NodeNetns) -> Result<Option<Ipv6Addr>> {
+    let found = netns.run(|| {
+        let socket = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
+        // For documentation (RFC 3849).
+        let far = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        socket.connect((far, 9)).ok()?;
+        match socket.local_addr().ok()?.ip() {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        }
+    })?;
+    Ok(found)
 }
 
 /// The source address that the node's default route gives. Connecting a UDP socket sends nothing.

@@ -1,6 +1,7 @@
 //! `skiff`: the one binary of a machine. Only wiring: reads the command line, puts the parts together, ends them.
 
 mod addons;
+mod cidrs;
 mod cli;
 mod cni;
 mod compose;

@@ -187,9 +187,9 @@ fn server_names(settings: &UpSettings) -> Vec<String> {
         format!("kubernetes.default.svc.{domain}"),
         settings.node.place.name.clone(),
         "127.0.0.1".to_owned(),
-        settings.node_ip.to_string(),
         settings.node.kubernetes_ip().to_string(),
     ];
+    names.extend(settings.node_ips().iter().map(ToString::to_string));
     if !settings.api_bind.ip().is_unspecified() {
         names.push(settings.api_bind.ip().to_string());
     }

@@ -34,7 +34,9 @@ pub(crate) async fn ensure(core: &Core, router: &Router) -> Result<(), ApiServer
         .options
         .advertise_address
         .map_or(443, |address| address.port());
-    create(router, SERVICES, &service(core.options.service_cidr, port)).await?;
+    if let Some(cidr) = core.options.service_cidrs.first() {
+        create(router, SERVICES, &service(*cidr, port)).await?;
+    }
     if let Some(address) = core.options.advertise_address {
         let (endpoints, slice) = endpoints(address);
         tokio::try_join!(

@@ -15,13 +15,14 @@ use crate::cache::WatchCache;
 use crate::metrics::Metrics;
 use crate::node_proxy::NodeDialer;
 use crate::openapi::OpenApiCache;
-use crate::{bootstrap, maintenance, router, tls};
+use crate::{admission, bootstrap, maintenance, router, tls};
 
 /// What the composition decides.
 #[derive(Clone)]
 pub struct ApiServerOptions {
-    /// ClusterIPs are taken from here.
-    pub service_cidr: IpNetwork,
+    /// ClusterIPs are taken from here: one range, or one of each family. The first is of the family that Services have
+    /// which ask for none.
+    pub service_cidrs: Vec<IpNetwork>,
     /// NodePorts are taken from here.
     pub node_port_range: std::ops::RangeInclusive<u16>,
     /// Where pods reach this server: the endpoint of Service `default/kubernetes`. `None`: no such
@@ -34,10 +35,10 @@ pub struct ApiServerOptions {
 impl Default for ApiServerOptions {
     fn default() -> Self {
         Self {
-            service_cidr: IpNetwork::V4(
+            service_cidrs: vec![IpNetwork::V4(
                 ipnetwork::Ipv4Network::new_checked([10, 96, 0, 0].into(), 16)
                     .unwrap_or_else(|| std::net::Ipv4Addr::UNSPECIFIED.into()),
-            ),
+            )],
             node_port_range: 30000..=32767,
             advertise_address: None,
             node_dialer: None,
@@ -48,7 +49,7 @@ impl Default for ApiServerOptions {
 impl std::fmt::Debug for ApiServerOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ApiServerOptions")
-            .field("service_cidr", &self.service_cidr)
+            .field("service_cidrs", &self.service_cidrs)
             .field("node_port_range", &self.node_port_range)
             .field("advertise_address", &self.advertise_address)
             .finish_non_exhaustive()
@@ -146,9 +147,13 @@ impl ApiServer {
         let _end_streams = core.shutdown.clone().drop_guard();
         let feed = core.cache.run(&*core.store, &token);
         let work = async {
-            let started = token
-                .run_until_cancelled(bootstrap::ensure(core, &self.router()))
-                .await;
+            let start = async {
+                admission::service::repair(core)
+                    .await
+                    .map_err(|source| ApiServerError::Storage { source })?;
+                bootstrap::ensure(core, &self.router()).await
+            };
+            let started = token.run_until_cancelled(start).await;
             match started {
                 None => return Ok(()),
                 Some(Err(error)) => return Err(error),

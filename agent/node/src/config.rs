@@ -13,18 +13,18 @@ pub struct NodeConfig {
     pub node_name: String,
     /// The node's network namespace: where probes come from and node addresses are.
     pub node_netns: NodeNetns,
-    /// Address to register; found in the node's namespace if `None`.
-    pub node_ip: Option<IpAddr>,
+    /// Addresses to register, at most one of each family; found in the node's namespace if there is none.
+    pub node_ips: Vec<IpAddr>,
     /// Durable data: `pods/`, `logs/`, `cni/`.
     pub data_dir: PathBuf,
     /// State that ends with the machine's boot.
     pub run_dir: PathBuf,
-    /// The cluster's range of pod addresses.
-    pub cluster_cidr: IpNetwork,
-    /// The range of Service addresses; `None` if there is none to keep at home.
-    pub service_cidr: Option<IpNetwork>,
-    /// This node's range, used if the Node object has none; the first /24 of the cluster's if `None`.
-    pub pod_cidr: Option<IpNetwork>,
+    /// The cluster's ranges of pod addresses: one, or one of each family.
+    pub cluster_cidrs: Vec<IpNetwork>,
+    /// The ranges of Service addresses; empty if there are none to keep at home.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// This node's ranges, used if the Node object has none; the first /24 or /64 of each of the cluster's if empty.
+    pub pod_cidrs: Vec<IpNetwork>,
     /// Address of the cluster's DNS Service.
     pub cluster_dns: IpAddr,
     /// Domain of the cluster, such as `cluster.local`.

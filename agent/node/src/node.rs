@@ -114,11 +114,11 @@ impl Node {
         *ctx.host_ips.write() = register::find_host_ips(config).await;
         let mut tasks = JoinSet::new();
         start_shared(ctx, &mut tasks, &token);
-        let Some(pod_cidr) = register::register(ctx, &token).await else {
+        let Some(pod_cidrs) = register::register(ctx, &token).await else {
             return Ok(());
         };
-        ensure_network(ctx, pod_cidr).await?;
-        tracing::info!(node = config.node_name, %pod_cidr, "node registered");
+        ensure_network(ctx, &pod_cidrs).await?;
+        tracing::info!(node = config.node_name, ?pod_cidrs, "node registered");
         tasks.spawn(lease::lease_loop(Arc::clone(ctx), token.clone()));
         tasks.spawn(register::status_loop(Arc::clone(ctx), token.clone()));
         Manager::new(Arc::clone(ctx), token.clone()).run().await;
@@ -160,11 +160,11 @@ pub(crate) fn start_shared(
 /// The conflist, if the node has none, and the routes that keep packets at home.
 async fn ensure_network(
     ctx: &Arc<NodeContext>,
-    pod_cidr: ipnetwork::IpNetwork,
+    pod_cidrs: &[ipnetwork::IpNetwork],
 ) -> Result<(), NodeError> {
     let config = &ctx.config;
     let ipam = config.data_dir.join("cni").join("networks");
-    let content = network::plan_conflist(pod_cidr, &ipam);
+    let content = network::plan_conflist(pod_cidrs, &ipam);
     let written = network::ensure_conflist(&config.cni_conf_dir, &content).map_err(|source| {
         NodeError::Io {
             path: config.cni_conf_dir.clone(),
@@ -174,12 +174,10 @@ async fn ensure_network(
     if let Some(path) = written {
         tracing::info!(path = %path.display(), "wrote the default CNI configuration");
     }
-    network::ensure_masquerade(config, pod_cidr)
+    network::ensure_masquerade(config, pod_cidrs)
         .await
         .map_err(|source| NodeError::Masquerade { source })?;
-    let ranges: Vec<_> = std::iter::once(config.cluster_cidr)
-        .chain(config.service_cidr)
-        .collect();
+    let ranges = [&config.cluster_cidrs[..], &config.service_cidrs].concat();
     network::ensure_unreachable_routes(&config.node_netns, &ranges)
         .await
         .map_err(|source| NodeError::Routes { source })

@@ -42,20 +42,20 @@ pub(crate) fn allocatable(config: &NodeConfig) -> Allocatable {
 
 /// The node's addresses: the configured one, or what its namespace has.
 pub(crate) async fn find_host_ips(config: &NodeConfig) -> Vec<IpAddr> {
-    if let Some(ip) = config.node_ip {
-        return vec![ip];
+    if !config.node_ips.is_empty() {
+        return config.node_ips.clone();
     }
-    let cluster = config.cluster_cidr;
+    let cluster = config.cluster_cidrs.clone();
     let found = config
         .node_netns
-        .run_blocking(move || local_ip(cluster))
+        .run_blocking(move || local_ip(&cluster))
         .await;
     vec![found.ok().flatten().unwrap_or(IpAddr::from([127, 0, 0, 1]))]
 }
 
 /// The address that packets to elsewhere leave from; else the first that is neither loopback nor a pod
 /// bridge's. Nothing is sent.
-fn local_ip(cluster: IpNetwork) -> Option<IpAddr> {
+fn local_ip(cluster: &[IpNetwork]) -> Option<IpAddr> {
     let far: SocketAddr = ([192, 0, 2, 1], 9).into();
     let routed = UdpSocket::bind("0.0.0.0:0")
         .and_then(|socket| socket.connect(far).and_then(|()| socket.local_addr()))
@@ -75,17 +75,17 @@ fn local_ip(cluster: IpNetwork) -> Option<IpAddr> {
                 .map(|address| address.ip())
         })
         .map(IpAddr::from)
-        .find(|ip| !ip.is_loopback() && !cluster.contains(*ip))
+        .find(|ip| !ip.is_loopback() && !cluster.iter().any(|range| range.contains(*ip)))
 }
 
-/// Creates the Node object or brings it up to date; its pod range. Tries until it succeeds.
+/// Creates the Node object or brings it up to date; its pod ranges. Tries until it succeeds.
 pub(crate) async fn register(
     ctx: &Arc<NodeContext>,
     token: &CancellationToken,
-) -> Option<IpNetwork> {
+) -> Option<Vec<IpNetwork>> {
     loop {
         match try_register(ctx).await {
-            Ok(cidr) => return Some(cidr),
+            Ok(cidrs) => return Some(cidrs),
             Err(error) => {
                 tracing::warn!(node = ctx.config.node_name, error = %chain(&error), "registering the node");
             }
@@ -97,12 +97,19 @@ pub(crate) async fn register(
     }
 }
 
-async fn try_register(ctx: &Arc<NodeContext>) -> kube::Result<IpNetwork> {
+async fn try_register(ctx: &Arc<NodeContext>) -> kube::Result<Vec<IpNetwork>> {
     let config = &ctx.config;
     let api: Api<NodeObject> = Api::all(ctx.client.clone());
-    let cidr = config
-        .pod_cidr
-        .unwrap_or_else(|| first_node_cidr(config.cluster_cidr));
+    let cidrs = match &config.pod_cidrs[..] {
+        [] => config
+            .cluster_cidrs
+            .iter()
+            .copied()
+            .map(first_node_cidr)
+            .collect(),
+        own => own.to_vec(),
+    };
+    let texts: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
     let object = NodeObject {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
@@ -110,8 +117,8 @@ async fn try_register(ctx: &Arc<NodeContext>) -> kube::Result<IpNetwork> {
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidr: Some(cidr.to_string()),
-            pod_cidrs: Some(vec![cidr.to_string()]),
+            pod_cidr: texts.first().cloned(),
+            pod_cidrs: Some(texts.clone()),
             ..NodeSpec::default()
         }),
         status: None,
@@ -124,14 +131,10 @@ async fn try_register(ctx: &Arc<NodeContext>) -> kube::Result<IpNetwork> {
             Err(error) => return Err(error),
         },
     };
-    let own = existing
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.pod_cidr.as_deref());
-    let own: Option<IpNetwork> = own.and_then(|text| text.parse().ok());
+    let own = own_cidrs(&existing);
     let mut patch = json!({ "metadata": { "labels": labels(config) } });
-    if own.is_none() {
-        patch["spec"] = json!({ "podCIDR": cidr.to_string(), "podCIDRs": [cidr.to_string()] });
+    if own.is_empty() {
+        patch["spec"] = json!({ "podCIDR": texts.first(), "podCIDRs": texts });
     }
     api.patch(
         &config.node_name,
@@ -141,7 +144,21 @@ async fn try_register(ctx: &Arc<NodeContext>) -> kube::Result<IpNetwork> {
     .await?;
     let status = node_status(ctx, existing.status.as_ref(), ctx.clock.now()).await;
     patch_status(&api, &config.node_name, &status).await?;
-    Ok(own.unwrap_or(cidr))
+    Ok(if own.is_empty() { cidrs } else { own })
+}
+
+/// The ranges that the Node object has.
+fn own_cidrs(node: &NodeObject) -> Vec<IpNetwork> {
+    let Some(spec) = &node.spec else {
+        return Vec::new();
+    };
+    let listed = spec.pod_cidrs.as_deref().unwrap_or_default().iter();
+    let first = spec.pod_cidr.iter().filter(|_| listed.len() == 0);
+    listed
+        .clone()
+        .chain(first)
+        .filter_map(|text| text.parse().ok())
+        .collect()
 }
 
 async fn patch_status(api: &Api<NodeObject>, name: &str, status: &NodeStatus) -> kube::Result<()> {
@@ -191,7 +208,7 @@ pub(crate) async fn status_loop(ctx: Arc<NodeContext>, token: CancellationToken)
             }
             // Somebody deleted the Node: register again.
             Err(error) if skiff_client::is_not_found(&error) => {
-                let _cidr = register(&ctx, &token).await;
+                let _cidrs = register(&ctx, &token).await;
             }
             Err(error) => {
                 tracing::warn!(node = ctx.config.node_name, error = %chain(&error), "writing the node's status");
@@ -364,8 +381,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_registers_itself_with_a_pod_range() {
         let node = TestNode::new().await;
-        let cidr = register(&node.context, &node.token).await.unwrap();
-        assert_eq!(cidr.to_string(), "10.244.0.0/24");
+        let cidrs = register(&node.context, &node.token).await.unwrap();
+        assert_eq!(cidrs, ["10.244.0.0/24".parse().unwrap()]);
         let object = node.api.get(PATH).unwrap();
         assert_eq!(object["spec"]["podCIDR"], "10.244.0.0/24");
         assert_eq!(object["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
@@ -395,8 +412,8 @@ mod tests {
         let spec = json!({"podCIDR": "10.244.7.0/24"});
         node.api
             .put(PATH, json!({"metadata": {"name": "n1"}, "spec": spec}));
-        let cidr = register(&node.context, &node.token).await.unwrap();
-        assert_eq!(cidr.to_string(), "10.244.7.0/24");
+        let cidrs = register(&node.context, &node.token).await.unwrap();
+        assert_eq!(cidrs, ["10.244.7.0/24".parse().unwrap()]);
         assert_eq!(
             node.api.get(PATH).unwrap()["spec"]["podCIDR"],
             "10.244.7.0/24"

@@ -6,7 +6,7 @@
 //! SKIFF-NODE-MASQ  -d CLUSTER -j RETURN              pods keep their addresses towards each other and their nodes
 //!                  ! -d MULTICAST -j MASQUERADE
 //! ```
-//! With nftables the same is one rule in a table of its own.
+//! With nftables the same is one rule in a table of its own for each family.
 
 use ipnetwork::IpNetwork;
 
@@ -15,7 +15,7 @@ use super::{Backend, Batch, Family, FirewallError, Table, change, nft};
 const TABLE: &str = "nat";
 const PARENT: &str = "POSTROUTING";
 const CHAIN: &str = "SKIFF-NODE-MASQ";
-const NFT_TABLE: &str = "inet skiff_node_masquerade";
+const NFT_TABLES: [&str; 2] = ["inet skiff_node_masquerade", "inet skiff_node_masquerade6"];
 
 /// Masquerades what the addresses of `pods` send out of `cluster`, which contains them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +77,9 @@ impl NodeMasquerade {
         }
         if Backend::Nftables.is_installed() {
             // Added first, so that there is one to delete.
-            nft::apply(&format!(
-                "add table {NFT_TABLE}\ndelete table {NFT_TABLE}\n"
-            ))?;
+            for table in NFT_TABLES {
+                nft::apply(&format!("add table {table}\ndelete table {table}\n"))?;
+            }
         }
         Ok(())
     }
@@ -110,10 +110,12 @@ impl NodeMasquerade {
     fn plan_script(&self) -> String {
         let (ip, multicast) = (self.family().nft(), self.family().multicast());
         let Self { pods, cluster } = self;
+        let [four, six] = NFT_TABLES;
+        let table = if pods.is_ipv4() { four } else { six };
         format!(
-            "add table {NFT_TABLE}
-delete table {NFT_TABLE}
-table {NFT_TABLE} {{
+            "add table {table}
+delete table {table}
+table {table} {{
     chain postrouting {{
         type nat hook postrouting priority srcnat;
         {ip} saddr {pods} {ip} daddr != {{ {cluster}, {multicast} }} masquerade

@@ -1,9 +1,9 @@
-//! Defaults of Services, but for what has to be allocated (cluster IPs, node ports).
+//! Defaults of Services, but for what has to be allocated or depends on the cluster (cluster IPs, families, node ports).
 
 use serde_json::{Value, json};
 
 use super::{default_protocol, each};
-use crate::object::{at, ensure_map, items, set_default, set_default_zero, text};
+use crate::object::{ensure_map, items, set_default, set_default_zero, text};
 
 pub(super) fn service(object: &mut Value) {
     let Some(spec) = ensure_map(object, &["spec"]) else {
@@ -25,7 +25,6 @@ pub(super) fn service(object: &mut Value) {
         });
     }
     traffic_policies(object);
-    families(object);
     if let Some(status) = ensure_map(object, &["status"]) {
         set_default(status, "loadBalancer", json!({}));
     }
@@ -54,48 +53,4 @@ fn traffic_policies(object: &mut Value) {
     if balancer {
         set_default(spec, "allocateLoadBalancerNodePorts", true);
     }
-}
-
-/// `clusterIP` and `clusterIPs[0]` follow each other; one family, IPv4 unless the addresses say IPv6.
-fn families(object: &mut Value) {
-    if text(object, &["spec", "type"]) == "ExternalName" {
-        return;
-    }
-    let first = items(object, &["spec", "clusterIPs"])
-        .first()
-        .and_then(Value::as_str);
-    let single = text(object, &["spec", "clusterIP"]).to_owned();
-    let first = first.unwrap_or_default().to_owned();
-    let address = if single.is_empty() {
-        first.clone()
-    } else {
-        single.clone()
-    };
-    let count = items(object, &["spec", "clusterIPs"]).len().max(1);
-    let has_families = at(object, &["spec", "ipFamilies"]).is_some();
-    let Some(spec) = ensure_map(object, &["spec"]) else {
-        return;
-    };
-    if !address.is_empty() {
-        if single.is_empty() {
-            spec.insert("clusterIP".to_owned(), address.clone().into());
-        }
-        if first.is_empty() {
-            spec.insert("clusterIPs".to_owned(), json!([address]));
-        }
-    }
-    if !has_families {
-        let family = if address.contains(':') {
-            "IPv6"
-        } else {
-            "IPv4"
-        };
-        spec.insert("ipFamilies".to_owned(), json!([family]));
-    }
-    let policy = if count > 1 {
-        "RequireDualStack"
-    } else {
-        "SingleStack"
-    };
-    set_default_zero(spec, "ipFamilyPolicy", policy);
 }

@@ -160,8 +160,6 @@ fn services_get_defaults_by_type() {
         cluster["spec"],
         json!({
             "internalTrafficPolicy": "Cluster",
-            "ipFamilies": ["IPv4"],
-            "ipFamilyPolicy": "SingleStack",
             "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}],
             "sessionAffinity": "None",
             "type": "ClusterIP",
@@ -183,10 +181,7 @@ fn services_get_defaults_by_type() {
         Kind::Service,
         json!({"spec": {"type": "ExternalName", "externalName": "x"}}),
     );
-    assert!(external["spec"].get("ipFamilies").is_none());
     assert!(external["spec"].get("internalTrafficPolicy").is_none());
-    let headless = defaulted(Kind::Service, json!({"spec": {"clusterIP": "None"}}));
-    assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::validation::FieldError;
 
 mod convert;
 mod list;
+pub(crate) mod service;
 mod strategy;
 
 pub use list::RESOURCES;

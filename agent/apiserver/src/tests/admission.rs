@@ -8,7 +8,7 @@ use super::*;
 
 fn small() -> ApiServerOptions {
     ApiServerOptions {
-        service_cidr: "10.96.0.0/28".parse().unwrap(),
+        service_cidrs: vec!["10.96.0.0/28".parse().unwrap()],
         node_port_range: 30000..=30009,
         ..ApiServerOptions::default()
     }
@@ -161,4 +161,117 @@ async fn a_service_keeps_its_address_and_gives_ports_back() {
     assert!(plain["spec"]["ports"][0]["nodePort"].is_null());
     let port = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": node_port}]});
     server.post(SERVICES, &service("t", &port)).await.ok();
+}
+
+fn dual() -> ApiServerOptions {
+    ApiServerOptions {
+        service_cidrs: vec![
+            "10.96.0.0/16".parse().unwrap(),
+            "fd00:96::/112".parse().unwrap(),
+        ],
+        ..ApiServerOptions::default()
+    }
+}
+
+#[tokio::test]
+async fn a_service_gets_a_second_family_gives_it_back_and_gets_it_again() {
+    let server = Server::with(dual()).await;
+    let path = format!("{SERVICES}/s");
+    let prefer = json!({"ipFamilyPolicy": "PreferDualStack"});
+    let created = server.post(SERVICES, &service("s", &prefer)).await.ok();
+    let spec = &created["spec"];
+    assert_eq!(spec["ipFamilies"], json!(["IPv4", "IPv6"]));
+    let ips: Vec<&str> = spec["clusterIPs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|ip| ip.as_str())
+        .collect();
+    let [four, six] = ips[..] else {
+        panic!("{spec}")
+    };
+    assert_eq!(spec["clusterIP"], four);
+    assert!(
+        four.starts_with("10.96.") && six.starts_with("fd00:96::"),
+        "{spec}"
+    );
+
+    // A client that knows nothing of families changes nothing.
+    let same = server.put(&path, &service("s", &json!({}))).await.ok();
+    assert_eq!(same["spec"]["clusterIPs"], spec["clusterIPs"]);
+    assert_eq!(same["spec"]["ipFamilyPolicy"], "PreferDualStack");
+
+    let single = json!({"ipFamilyPolicy": "SingleStack"});
+    let down = server.put(&path, &service("s", &single)).await.ok();
+    assert_eq!(down["spec"]["clusterIPs"], json!([four]));
+    assert_eq!(down["spec"]["ipFamilies"], json!(["IPv4"]));
+    // What was given back can be had by another.
+    let asks = json!({"clusterIP": six, "clusterIPs": [six], "ipFamilies": ["IPv6"]});
+    let other = server.post(SERVICES, &service("other", &asks)).await.ok();
+    assert_eq!(other["spec"]["clusterIP"], six);
+
+    let require = json!({"ipFamilyPolicy": "RequireDualStack"});
+    let up = server.put(&path, &service("s", &require)).await.ok();
+    let again = up["spec"]["clusterIPs"].as_array().unwrap();
+    assert_eq!((again.len(), &again[0]), (2, &json!(four)));
+    assert_ne!(again[1], six);
+    let wrong = json!({"clusterIP": "fd01::1", "clusterIPs": ["fd01::1"]});
+    let answer = server.post(SERVICES, &service("far", &wrong)).await;
+    assert!(
+        answer
+            .fails(422, "Invalid")
+            .contains("The range of valid IPs is fd00:96::/112")
+    );
+}
+
+#[tokio::test]
+async fn a_local_load_balancer_has_a_health_check_port_as_long_as_it_is_one() {
+    let server = Server::start().await;
+    let balancer = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "allocateLoadBalancerNodePorts": false});
+    let created = server.post(SERVICES, &service("s", &balancer)).await.ok();
+    let spec = &created["spec"];
+    assert!(spec["ports"][0]["nodePort"].is_null(), "{spec}");
+    let port = spec["healthCheckNodePort"].as_u64().unwrap();
+    let asks = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+    let taken = server.post(SERVICES, &service("other", &asks)).await;
+    assert!(taken.fails(422, "Invalid").contains("already allocated"));
+    let path = format!("{SERVICES}/s");
+    let kept = server.put(&path, &service("s", &balancer)).await.ok();
+    assert_eq!(kept["spec"]["healthCheckNodePort"], port);
+    let plain = json!({"type": "ClusterIP"});
+    let plain = server.put(&path, &service("s", &plain)).await.ok();
+    assert!(plain["spec"]["healthCheckNodePort"].is_null());
+    server.post(SERVICES, &service("other", &asks)).await.ok();
+}
+
+#[tokio::test]
+async fn allocations_are_rebuilt_from_the_services_at_start() {
+    use skiff_storage::{Op, Txn};
+
+    const IPS: &str = "/registry/allocations/clusterips/";
+    let first = Server::start().await;
+    let made = json!({"clusterIP": "10.96.7.7"});
+    first.post(SERVICES, &service("s", &made)).await.ok();
+    let store = Arc::clone(&first.server.core().store);
+    let damage = Txn {
+        preconditions: Vec::new(),
+        ops: vec![
+            Op::Delete {
+                key: format!("{IPS}10.96.7.7"),
+            },
+            Op::Put {
+                key: format!("{IPS}10.96.8.8"),
+                value: "default/gone".into(),
+            },
+        ],
+    };
+    store.txn(damage).await.unwrap();
+    crate::admission::service::repair(first.server.core())
+        .await
+        .unwrap();
+    let asks = |name, ip| service(name, &json!({"clusterIP": ip}));
+    let answer = first.post(SERVICES, &asks("t", "10.96.7.7")).await;
+    assert!(answer.fails(422, "Invalid").contains("already allocated"));
+    first.post(SERVICES, &asks("u", "10.96.8.8")).await.ok();
 }

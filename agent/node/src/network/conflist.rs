@@ -46,15 +46,15 @@ pub(crate) fn ensure_conflist(directory: &Path, content: &Value) -> io::Result<O
     Ok(Some(path))
 }
 
-/// The default conflist: our bridge with addresses of `pod_cidr` from host-local, and what serves pods with ports of the
+/// The default conflist: our bridge with an address of each of `pod_cidrs` from host-local, and what serves pods with ports of the
 /// node or limits of their bandwidth. Other pods do without the latter two: see `capabilities`. The node masquerades all
 /// of its pods at once: see [`ensure_masquerade`].
-pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
-    let default_route = if pod_cidr.is_ipv4() {
-        "0.0.0.0/0"
-    } else {
-        "::/0"
+pub(crate) fn plan_conflist(pod_cidrs: &[IpNetwork], ipam_dir: &Path) -> Value {
+    let default_route = |cidr: &IpNetwork| {
+        let route = if cidr.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        json!({ "dst": route })
     };
+    let range = |cidr: &IpNetwork| json!([{ "subnet": cidr.to_string() }]);
     json!({
         "cniVersion": "1.1.0",
         "name": NAME,
@@ -66,8 +66,8 @@ pub(crate) fn plan_conflist(pod_cidr: IpNetwork, ipam_dir: &Path) -> Value {
                 "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": [[{ "subnet": pod_cidr.to_string() }]],
-                    "routes": [{ "dst": default_route }],
+                    "ranges": pod_cidrs.iter().map(range).collect::<Vec<_>>(),
+                    "routes": pod_cidrs.iter().map(default_route).collect::<Vec<_>>(),
                     "dataDir": ipam_dir,
                 },
             },
@@ -89,20 +89,24 @@ pub(super) fn is_default(list: &Conflist) -> bool {
 /// The firewall's refusal.
 pub(crate) async fn ensure_masquerade(
     config: &NodeConfig,
-    pod_cidr: IpNetwork,
+    pod_cidrs: &[IpNetwork],
 ) -> Result<(), MasqueradeError> {
     let ours = Conflist::load_dir(&config.cni_conf_dir).is_ok_and(|list| is_default(&list));
     if !ours {
         return Ok(());
     }
-    let masquerade = NodeMasquerade {
-        pods: pod_cidr,
-        cluster: config.cluster_cidr,
-    };
-    Ok(config
-        .node_netns
-        .run_blocking(move || masquerade.ensure())
-        .await??)
+    for pods in pod_cidrs {
+        let of_family = |cluster: &&IpNetwork| cluster.is_ipv4() == pods.is_ipv4();
+        let masquerade = NodeMasquerade {
+            pods: *pods,
+            cluster: *config.cluster_cidrs.iter().find(of_family).unwrap_or(pods),
+        };
+        config
+            .node_netns
+            .run_blocking(move || masquerade.ensure())
+            .await??;
+    }
+    Ok(())
 }
 
 /// The first range of a node's size in the cluster's range, for a cluster without a controller that hands
@@ -128,7 +132,10 @@ mod tests {
     fn the_default_is_written_once_and_never_over_another() {
         let directory = tempfile::tempdir().unwrap();
         let content = plan_conflist(
-            "10.244.0.0/24".parse().unwrap(),
+            &[
+                "10.244.0.0/24".parse().unwrap(),
+                "fd00::/64".parse().unwrap(),
+            ],
             Path::new("/d/cni/networks"),
         );
         let conf = directory.path().join("net.d");
@@ -140,6 +147,14 @@ mod tests {
         assert_eq!(
             written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],
             "10.244.0.0/24"
+        );
+        assert_eq!(
+            written["plugins"][0]["ipam"]["ranges"][1][0]["subnet"],
+            "fd00::/64"
+        );
+        assert_eq!(
+            written["plugins"][0]["ipam"]["routes"],
+            json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}])
         );
         assert_eq!(written["plugins"][0]["ipam"]["dataDir"], "/d/cni/networks");
         assert_eq!(ensure_conflist(&conf, &json!({})).unwrap(), None);

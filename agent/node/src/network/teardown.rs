@@ -55,11 +55,8 @@ async fn remove_links(
     for bridge in conflist.into_iter().flat_map(bridges) {
         netlink.delete_link(&bridge).await?;
     }
-    for range in [Some(config.cluster_cidr), config.service_cidr]
-        .into_iter()
-        .flatten()
-    {
-        netlink.delete_unreachable_route(range).await?;
+    for range in config.cluster_cidrs.iter().chain(&config.service_cidrs) {
+        netlink.delete_unreachable_route(*range).await?;
     }
     Ok(())
 }
@@ -84,7 +81,7 @@ mod tests {
 
     #[test]
     fn only_the_default_lists_bridge_is_removed() {
-        let default = plan_conflist("10.244.0.0/24".parse().unwrap(), Path::new("/d"));
+        let default = plan_conflist(&["10.244.0.0/24".parse().unwrap()], Path::new("/d"));
         let parse = |json: &serde_json::Value| Conflist::parse(json.to_string().as_bytes());
         assert_eq!(bridges(&parse(&default).unwrap()), ["skiff0"]);
         let mut foreign = default;

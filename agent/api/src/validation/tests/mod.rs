@@ -9,6 +9,7 @@ use crate::resource::Registry;
 mod objects;
 mod pods;
 mod policies;
+mod services;
 mod workloads;
 
 fn valid(kind: Kind) -> Value {

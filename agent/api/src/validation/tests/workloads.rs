@@ -60,11 +60,6 @@ fn services() {
                 &["spec.selector: Invalid value: \"b c\""],
             ),
             (
-                "/spec/clusterIPs",
-                json!(["10.96.0"]),
-                &["spec.clusterIPs[0]: Invalid value: \"10.96.0\": must be a valid IP address"],
-            ),
-            (
                 "/spec/externalIPs",
                 json!(["127.0.0.1"]),
                 &[
@@ -77,17 +72,6 @@ fn services() {
                 &["spec.internalTrafficPolicy: Unsupported value"],
             ),
         ],
-    );
-    let errors = update(
-        Kind::Service,
-        "/spec/clusterIPs",
-        &json!(["10.96.0.1"]),
-        &json!(["10.96.0.2"]),
-    );
-    // Decoding alone left clusterIP empty, so that defaulting took it from clusterIPs.
-    assert_eq!(
-        errors,
-        ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.2\"]: may not change once set"]
     );
 }
 

@@ -1,5 +1,7 @@
 //! Rules for Services.
 
+mod families;
+
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Errors, FieldError, complain, labels, names, one_of, required_one_of};
 use crate::object::{at, int_at, items, text};
+use crate::resource::service::needs_health_check;
 
 const IP_DETAIL: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 pub(super) const CIDR_DETAIL: &str =
@@ -38,6 +41,7 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
     validate_affinity(object, errors);
     validate_addresses(object, errors);
     validate_policies(object, kind, errors);
+    validate_load_balancer(object, kind, errors);
 }
 
 fn validate_external_name(object: &Value, errors: &mut Errors) {
@@ -145,27 +149,7 @@ fn validate_affinity(object: &Value, errors: &mut Errors) {
 }
 
 fn validate_addresses(object: &Value, errors: &mut Errors) {
-    let cluster_ips = items(object, &["spec", "clusterIPs"]);
-    for (index, ip) in cluster_ips.iter().enumerate() {
-        let ip = ip.as_str().unwrap_or_default();
-        let headless = ip == "None" && index == 0;
-        if !headless && !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
-            let field = format!("spec.clusterIPs[{index}]");
-            errors.push(FieldError::invalid(field, ip, IP_DETAIL));
-        }
-    }
-    let first = cluster_ips
-        .first()
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    let single = text(object, &["spec", "clusterIP"]);
-    if !cluster_ips.is_empty() && first != single {
-        let value = at(object, &["spec", "clusterIPs"])
-            .cloned()
-            .unwrap_or_default();
-        let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid("spec.clusterIPs", value, detail));
-    }
+    families::validate(object, errors);
     for (index, ip) in items(object, &["spec", "externalIPs"]).iter().enumerate() {
         let ip = ip.as_str().unwrap_or_default();
         let field = format!("spec.externalIPs[{index}]");
@@ -191,15 +175,6 @@ fn validate_addresses(object: &Value, errors: &mut Errors) {
             let field = format!("spec.loadBalancerSourceRanges[{index}]");
             errors.push(FieldError::invalid(field, range, CIDR_DETAIL));
         }
-    }
-    for (index, family) in items(object, &["spec", "ipFamilies"]).iter().enumerate() {
-        let family = family.as_str().unwrap_or_default();
-        one_of(
-            &format!("spec.ipFamilies[{index}]"),
-            family,
-            &["IPv4", "IPv6"],
-            errors,
-        );
     }
 }
 
@@ -228,11 +203,6 @@ fn validate_policies(object: &Value, kind: &str, errors: &mut Errors) {
             &["Cluster", "Local"],
             errors,
         );
-        let policy = text(object, &["spec", "ipFamilyPolicy"]);
-        let policies = &["SingleStack", "PreferDualStack", "RequireDualStack"];
-        if !policy.is_empty() {
-            one_of("spec.ipFamilyPolicy", policy, policies, errors);
-        }
     }
     let distribution = text(object, &["spec", "trafficDistribution"]);
     if !distribution.is_empty() {
@@ -246,22 +216,49 @@ fn validate_policies(object: &Value, kind: &str, errors: &mut Errors) {
     }
 }
 
-pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
-    let external = |s: &Value| text(s, &["spec", "type"]) == "ExternalName";
-    if external(new) || external(old) {
-        return;
+/// What says nothing but for load balancers, and the port that tells them where endpoints are.
+fn validate_load_balancer(object: &Value, kind: &str, errors: &mut Errors) {
+    let class = text(object, &["spec", "loadBalancerClass"]);
+    if kind == "LoadBalancer" {
+        if !class.is_empty() {
+            let field = "spec.loadBalancerClass";
+            complain(field, class, names::qualified_name(class), errors);
+        }
+    } else {
+        let only = "may only be used when `type` is 'LoadBalancer'";
+        for key in ["loadBalancerClass", "allocateLoadBalancerNodePorts"] {
+            if at(object, &["spec", key]).is_some_and(|value| !value.is_null()) {
+                errors.push(FieldError::forbidden(format!("spec.{key}"), only));
+            }
+        }
     }
-    let (before, after) = (
-        text(old, &["spec", "clusterIP"]),
-        text(new, &["spec", "clusterIP"]),
-    );
-    if !before.is_empty() && before != after {
-        let value = at(new, &["spec", "clusterIPs"])
-            .cloned()
-            .unwrap_or_else(|| json!([]));
+    let port = int_at(object, &["spec", "healthCheckNodePort"]).unwrap_or_default();
+    if port != 0 && !needs_health_check(object) {
+        let detail =
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.push(FieldError::invalid(
-            "spec.clusterIPs[0]",
-            value,
+            "spec.healthCheckNodePort",
+            port,
+            detail,
+        ));
+    }
+}
+
+pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
+    families::validate_update(new, old, errors);
+    if needs_health_check(new) && needs_health_check(old) {
+        let port = |service| int_at(service, &["spec", "healthCheckNodePort"]).unwrap_or_default();
+        if port(old) != 0 && port(new) != port(old) {
+            let detail = "field is immutable";
+            errors.push(FieldError::forbidden("spec.healthCheckNodePort", detail));
+        }
+    }
+    let balancer = |service| text(service, &["spec", "type"]) == "LoadBalancer";
+    let class = |service| at(service, &["spec", "loadBalancerClass"]).cloned();
+    if balancer(new) && balancer(old) && class(new) != class(old) {
+        errors.push(FieldError::invalid(
+            "spec.loadBalancerClass",
+            class(new).unwrap_or_default(),
             "may not change once set",
         ));
     }
