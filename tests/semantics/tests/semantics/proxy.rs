@@ -48,7 +48,8 @@ pub(crate) enum Need {
 }
 
 const SKIFF: &str = "\"$SKIFF\" proxy --run-dir \"$RUN_DIR\" --cgroup-root \"$CGROUP_ROOT\"";
-const ARGUMENTS: &str = "--node-name \"$NODE_NAME\" --kubeconfig \"$KUBECONFIG\"";
+const ARGUMENTS: &str =
+    "--node-name \"$NODE_NAME\" --kubeconfig \"$KUBECONFIG\" --cluster-cidr \"$POD_CIDRS\"";
 
 /// Those that can be tested, or the one that the environment names.
 pub(crate) fn modes() -> Vec<Mode> {
@@ -60,18 +61,32 @@ pub(crate) fn modes() -> Vec<Mode> {
             lacks: &[(Need::Skiff, "only skiff promises it")],
         }];
     }
-    vec![Mode {
-        name: "ebpf",
-        command: format!("exec {SKIFF} {ARGUMENTS}"),
+    let ours = |name, lacks| Mode {
+        name,
+        command: format!("exec {SKIFF} {ARGUMENTS} --proxy-mode {name}"),
         cleanup: Some(format!("exec {SKIFF} --cleanup")),
-        lacks: &[
-            (Need::Outside, "clients outside are not translated yet"),
-            (Need::Ipv6, "the API server has ClusterIPs of one family"),
-            (Need::SourceRanges, "not implemented yet"),
-            (Need::HealthCheck, "not implemented yet"),
-            (Need::ConnectedUdp, "not implemented yet"),
-        ],
-    }]
+        lacks,
+    };
+    vec![
+        ours(
+            "ebpf",
+            &[
+                (Need::Outside, "clients outside are not translated yet"),
+                (Need::Ipv6, "the API server has ClusterIPs of one family"),
+                (Need::SourceRanges, "not implemented yet"),
+                (Need::HealthCheck, "not implemented yet"),
+                (Need::ConnectedUdp, "not implemented yet"),
+            ],
+        ),
+        ours(
+            "iptables",
+            &[
+                (Need::Ipv6, "the API server has ClusterIPs of one family"),
+                (Need::SourceRanges, "not implemented yet"),
+                (Need::HealthCheck, "not implemented yet"),
+            ],
+        ),
+    ]
 }
 
 /// A running proxy; ended when dropped.

@@ -95,6 +95,8 @@ impl Site {
                 path.display()
             )?;
             writeln!(node, "link set v-{name} master br0 up")?;
+            // As the bridge plugin's `hairpinMode`: the kernel bridges what rules translate to the pod that sent it.
+            writeln!(node, "link set v-{name} type bridge_slave hairpin on")?;
             self.plans_of_pod(name, client, who).map(drop)?;
         }
         for (link, far) in [("eth0", WORLD), ("eth1", OTHER)] {
