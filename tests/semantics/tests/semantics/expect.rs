@@ -27,8 +27,6 @@ pub(crate) enum Expect {
     To(&'static [Who]),
     /// The same, and they see the client's own address.
     Itself(&'static [Who]),
-    /// The same, and they see an address of the node.
-    AsNode(&'static [Who]),
     /// The kernel's refusal, at once.
     Refused,
     /// Nothing at all.
@@ -60,13 +58,6 @@ impl Stage<'_, '_> {
             Expect::Itself(who) => {
                 let answer = self.reaches(client, addr, who)?;
                 let own = client.addresses(self.family);
-                saw_only(&answer, |source| {
-                    own.iter().any(|ip| ip.to_string() == source)
-                })
-            }
-            Expect::AsNode(who) => {
-                let answer = self.reaches(client, addr, who)?;
-                let own = Client::Host.addresses(self.family);
                 saw_only(&answer, |source| {
                     own.iter().any(|ip| ip.to_string() == source)
                 })

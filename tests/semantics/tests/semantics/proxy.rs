@@ -33,6 +33,8 @@ pub(crate) struct Mode {
 pub(crate) enum Need {
     /// Clients beyond the uplink.
     Outside,
+    /// That clients beyond the uplink are refused where every Service without endpoints refuses.
+    RefusalOutside,
     /// An API server with ClusterIPs of both families.
     Ipv6,
     /// `loadBalancerSourceRanges`.
@@ -71,7 +73,10 @@ pub(crate) fn modes() -> Vec<Mode> {
         ours(
             "ebpf",
             &[
-                (Need::Outside, "clients outside are not translated yet"),
+                (
+                    Need::RefusalOutside,
+                    "dropped where it should be refused: not implemented yet",
+                ),
                 (Need::Ipv6, "the API server has ClusterIPs of one family"),
                 (Need::SourceRanges, "not implemented yet"),
                 (Need::HealthCheck, "not implemented yet"),

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     expect::{
-        Expect::{AsNode, Itself, Refused, To, Unanswered},
+        Expect::{Itself, Refused, To, Unanswered},
         node_addresses,
     },
     proxy::Need,
@@ -104,14 +104,14 @@ pub(crate) const CASES: &[Case] = &[
         },
     },
     Case {
-        name: "a NodePort answers clients outside, who come as the node",
+        name: "a NodePort answers clients outside",
         needs: &[],
         play: Look {
             spec: NODE_PORT,
             endpoints: &[at(B0), at(R0)],
             checks: &[
-                (Outside, NodePort, AsNode(&[B0, R0])),
-                (OtherOutside, NodePort, AsNode(&[B0, R0])),
+                (Outside, NodePort, To(&[B0, R0])),
+                (OtherOutside, NodePort, To(&[B0, R0])),
             ],
         },
     },
@@ -138,12 +138,12 @@ pub(crate) const CASES: &[Case] = &[
         },
     },
     Case {
-        name: "external IPs answer clients outside, who come as the node",
+        name: "external IPs answer clients outside",
         needs: &[],
         play: Look {
             spec: EXTERNAL,
             endpoints: &[at(B0), at(R0)],
-            checks: &[(Outside, External, AsNode(&[B0, R0]))],
+            checks: &[(Outside, External, To(&[B0, R0]))],
         },
     },
     Case {
@@ -157,7 +157,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "external IPs without endpoints refuse clients outside",
-        needs: &[],
+        needs: &[Need::RefusalOutside],
         play: Look {
             spec: EXTERNAL,
             endpoints: &[],
@@ -179,14 +179,14 @@ pub(crate) const CASES: &[Case] = &[
         },
     },
     Case {
-        name: "a load balancer's address answers clients outside, who come as the node",
+        name: "a load balancer's address answers clients outside",
         needs: &[],
         play: Look {
             spec: BALANCER,
             endpoints: &[at(B0), at(R0)],
             checks: &[
-                (Outside, Balancer, AsNode(&[B0, R0])),
-                (Outside, NodePort, AsNode(&[B0, R0])),
+                (Outside, Balancer, To(&[B0, R0])),
+                (Outside, NodePort, To(&[B0, R0])),
             ],
         },
     },

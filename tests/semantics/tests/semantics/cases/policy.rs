@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::{
-    expect::Expect::{AsNode, Dropped, Itself, Refused, To, Unanswered},
+    expect::Expect::{Dropped, Itself, Refused, To, Unanswered},
     proxy::Need,
     run::{
         Case,
@@ -150,7 +150,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "external Local without any endpoint refuses clients outside",
-        needs: &[],
+        needs: &[Need::RefusalOutside],
         play: Look {
             spec: NODE_PORT,
             endpoints: &[],
@@ -272,14 +272,14 @@ fn ranges(stage: &Stage<'_, '_>, client: crate::who::Client) -> serde_json::Valu
 
 fn source_ranges(stage: &mut Stage<'_, '_>) -> Result<()> {
     stage.web(ranges(stage, Outside), &[at(B0), at(R0)])?;
-    stage.check(Outside, Balancer, AsNode(&[B0, R0]))?;
+    stage.check(Outside, Balancer, To(&[B0, R0]))?;
     stage.check(OtherOutside, Balancer, Dropped)
 }
 
 fn source_ranges_elsewhere(stage: &mut Stage<'_, '_>) -> Result<()> {
     stage.web(ranges(stage, Outside), &[at(B0)])?;
     stage.check(OtherOutside, Balancer, Dropped)?;
-    stage.check(OtherOutside, NodePort, AsNode(&[B0]))?;
+    stage.check(OtherOutside, NodePort, To(&[B0]))?;
     stage.check(Pod, Vip, To(&[B0]))?;
     stage.check(Pod, NodePort, To(&[B0]))
 }
