@@ -39,6 +39,7 @@ impl PodPaths {
             mac: pod.mac,
             addrs: pod.addrs.clone(),
             direct: pod.direct,
+            closed: false,
         }) {
             Err(error @ DatapathError::MissingFeature { .. }) => {
                 self.unsupported.store(true, Ordering::Relaxed);

@@ -15,6 +15,7 @@ mod health;
 mod iptables;
 mod objects;
 mod plan;
+pub mod policy;
 mod proxy;
 mod sweep;
 mod tracker;

@@ -447,7 +447,7 @@ fn changes(client: Client, node: String) -> impl Stream<Item = Change> {
     stream::select(objects, nodes)
 }
 
-fn map_event<K, T>(event: Event<K>, f: impl FnOnce(K) -> T) -> Event<T> {
+pub(crate) fn map_event<K, T>(event: Event<K>, f: impl FnOnce(K) -> T) -> Event<T> {
     match event {
         Event::Apply(object) => Event::Apply(f(object)),
         Event::Delete(object) => Event::Delete(f(object)),

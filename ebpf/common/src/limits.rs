@@ -18,6 +18,16 @@ pub const FLOWS: u32 = 16_384;
 pub const NODE_ADDRS: u32 = 1_024;
 /// Bytes for what a tracer has not read yet: a power of two, whole pages.
 pub const TRACE_BYTES: u32 = 262_144;
+/// Pods that a policy can tell from others, of the whole cluster: by address.
+pub const POLICY_IDS: u32 = 131_072;
+/// Prefixes that policies name.
+pub const POLICY_CIDRS: u32 = 16_384;
+/// What policies allow.
+pub const POLICY_RULES: u32 = 262_144;
+/// Connections of pods with policies.
+pub const POLICY_CONNS: u32 = 65_536;
+/// Datagrams in pieces, of pods with policies.
+pub const POLICY_FRAGS: u32 = 1_024;
 /// Pods on the node: upstream runs 110 by default.
 pub const PODS: u32 = 4_096;
 /// Directions of connections from outside: two for each.

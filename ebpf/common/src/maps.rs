@@ -20,6 +20,18 @@ pub const NODE_ADDRS: &str = "LB_NODE_ADDRS";
 pub const POD_PORTS: &str = "POD_PORTS";
 /// What a pod may send as: the number of the node's end to [`crate::PodSource`].
 pub const POD_SOURCES: &str = "POD_SOURCES";
+/// The identities of pods: [`crate::Addr`] to [`crate::PolicyIds`].
+pub const POLICY_IDS: &str = "POLICY_IDS";
+/// The identities of other addresses: [`crate::PolicyCidrKey`] to [`crate::PolicyIds`].
+pub const POLICY_CIDRS: &str = "POLICY_CIDRS";
+/// What is allowed: [`crate::PolicyRuleKey`] to 1.
+pub const POLICY_RULES: &str = "POLICY_RULES";
+/// Connections that were allowed: [`crate::PolicyConnKey`] to [`crate::PolicyConn`].
+pub const POLICY_CONNS: &str = "POLICY_CONNS";
+/// Datagrams in pieces that were allowed: [`crate::PolicyFragKey`] to when.
+pub const POLICY_FRAGS: &str = "POLICY_FRAGS";
+/// Which of [`crate::PolicyIds`] holds: one number.
+pub const POLICY_STATE: &str = "POLICY_STATE";
 /// One [`crate::Config`].
 pub const CONFIG: &str = "LB_CONFIG";
 /// Per-CPU counters, indexed by [`crate::Metric`].
@@ -35,7 +47,7 @@ pub const NAT_FLOWS: &str = "NAT_FLOWS";
 /// Ports of fragmented datagrams, as they lie in memory: [`crate::FragmentKey`] to `u32`.
 pub const NAT_FRAGMENTS: &str = "NAT_FRAGMENTS";
 /// All of them.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 23] = [
     SERVICES,
     SETS,
     SLOTS,
@@ -46,6 +58,12 @@ pub const ALL: [&str; 17] = [
     NODE_ADDRS,
     POD_PORTS,
     POD_SOURCES,
+    POLICY_IDS,
+    POLICY_CIDRS,
+    POLICY_RULES,
+    POLICY_CONNS,
+    POLICY_FRAGS,
+    POLICY_STATE,
     CONFIG,
     METRICS,
     CONNECTIONS,

@@ -42,7 +42,13 @@ pub enum Metric {
     NatNoWay = 17,
     /// Dropped: has been on its way for too long.
     NatExpired = 18,
+    /// Packets that a pod's policies do not let out; dropped.
+    PolicyEgress = 19,
+    /// Packets that a pod's policies do not let in; dropped.
+    PolicyIngress = 20,
+    /// Packets to or from a pod whose policies are not known yet; dropped.
+    PolicyUnknown = 21,
 }
 
 /// How many [`Metric`]s there are.
-pub const METRICS: u32 = 19;
+pub const METRICS: u32 = 22;

@@ -4,6 +4,8 @@ use crate::Addr;
 
 /// The pod's packets to other pods may go around the bridge, and theirs to it.
 pub const POD_DIRECT: u16 = 1 << 0;
+/// The pod has policies (or they are not known yet): they are to be asked for each packet.
+pub const POD_POLICIES: u16 = 1 << 1;
 
 /// The only source that a pod may send with.
 #[repr(C)]
@@ -29,4 +31,17 @@ pub struct PodPort {
     pub mac: [u8; 6],
     /// `POD_*`.
     pub flags: u16,
+}
+
+impl PodSource {
+    /// The pod's address of the same family as another; any address if it has none of that.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_like(&self, other: &Addr) -> Addr {
+        if other.is_v4() {
+            Addr::v4(self.v4)
+        } else {
+            self.v6
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Which backend a client gets: look-up and selection, generic over map access.
+//! Which backend a client gets, and (in [`policy`]) which packets pass: look-up and selection, generic over map access.
 //!
 //! Pure: the kernel side (`ebpf/programs`) and host tests give it their [`Tables`]. It never translates an address
 //! that is no frontend; what is left alone then meets the node's unreachable routes.
@@ -16,6 +16,8 @@ pub mod sum;
 
 #[cfg(test)]
 extern crate std;
+
+pub mod policy;
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <bpffs_dir>/links/connect4 …            the attachments
-//! <bpffs_dir>/pods/12 …                   those at pods' links, by the number of the link
-//! <bpffs_dir>/pod_egress                  the program that they attach
+//! <bpffs_dir>/pod_egress, pod_ingress     the programs for pods' links
+//! <bpffs_dir>/pods/12 …                   the attachments of the first, by the number of the link
+//! <bpffs_dir>/pods_ingress/12 …           those of the second
 //! <bpffs_dir>/uplinks/in-2 …              those at links to the outside, for both ways
 //! <bpffs_dir>/uplink_in, uplink_out       the programs that they attach
 //! <bpffs_dir>/maps-<abi>-<shape>/LB_…    the tables; another ABI or other sizes lie beside
@@ -27,12 +28,22 @@ use crate::{DatapathError, sys};
 const MOUNT_SOURCE: &str = "skiff";
 
 pub(crate) const LINKS: &str = "links";
-pub(crate) const PODS: &str = "pods";
-pub(crate) const POD_PROGRAM: &str = "pod_egress";
+/// The programs at pods' links: for what pods send, for what they get.
+pub(crate) const POD_PROGRAMS: [&str; 2] = ["pod_egress", "pod_ingress"];
 pub(crate) const UPLINKS: &str = "uplinks";
 pub(crate) const UPLINK_IN: &str = "uplink_in";
 pub(crate) const UPLINK_OUT: &str = "uplink_out";
 pub(crate) const MAPS_PREFIX: &str = "maps-";
+
+/// Where the attachments of one of [`POD_PROGRAMS`] are pinned.
+pub(crate) fn pods_folder(program: &str) -> &'static str {
+    let [egress, _] = POD_PROGRAMS;
+    if program == egress {
+        "pods"
+    } else {
+        "pods_ingress"
+    }
+}
 
 fn filesystem(path: &Path) -> Result<FsType, DatapathError> {
     let found = statfs(path).map_err(|e| DatapathError::io("looking at", path, e.into()))?;
@@ -112,20 +123,20 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
         }
     };
     if bpffs_dir.exists() && filesystem(bpffs_dir)? == BPF_FS_MAGIC {
-        for links in [LINKS, PODS, UPLINKS] {
-            let links = bpffs_dir.join(links);
+        let folders = POD_PROGRAMS.map(|name| bpffs_dir.join(pods_folder(name)));
+        for links in folders
+            .into_iter()
+            .chain([LINKS, UPLINKS].map(|name| bpffs_dir.join(name)))
+        {
             for path in children(&links) {
                 note(remove_link(&path));
             }
             note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
         }
-        for program in [POD_PROGRAM, UPLINK_IN, UPLINK_OUT] {
-            let program = bpffs_dir.join(program);
-            note(absent_is_fine(
-                "removing",
-                &program,
-                fs::remove_file(&program),
-            ));
+        let programs = POD_PROGRAMS.into_iter().chain([UPLINK_IN, UPLINK_OUT]);
+        for program in programs.map(|name| bpffs_dir.join(name)) {
+            let removed = fs::remove_file(&program);
+            note(absent_is_fine("removing", &program, removed));
         }
         for folder in other_map_folders(bpffs_dir, Path::new("")) {
             note(remove_map_folder(&folder));

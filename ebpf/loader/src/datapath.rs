@@ -12,7 +12,8 @@ use std::{
 use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, RevNat, RevNatKey, limits, maps};
 
 use crate::{
-    DatapathError, PodPaths, bpffs,
+    DatapathError, PodPaths, Policies, bpffs,
+    policy::Waiting,
     programs::Programs,
     stale::{self, StalePeer},
     sys::{self, HashTable, PerCpuCounters},
@@ -146,6 +147,12 @@ pub struct Counters {
     pub nat_no_way: u64,
     /// Dropped: has been on its way for too long.
     pub nat_expired: u64,
+    /// Packets that pods' policies did not let out.
+    pub policy_egress: u64,
+    /// Packets that pods' policies did not let in.
+    pub policy_ingress: u64,
+    /// Packets of pods whose policies were not known yet.
+    pub policy_unknown: u64,
 }
 
 /// The cookie of the calling thread's network namespace.
@@ -168,6 +175,8 @@ pub struct Datapath {
     maps_dir: PathBuf,
     cgroup: PathBuf,
     adopted: bool,
+    /// Links whose pods wait for their policies: known to [`PodPaths`] and [`Policies`].
+    waiting_pods: Waiting,
     /// Not yet at the cgroup: other tables are in force until these are filled.
     waiting: Option<Programs>,
 }
@@ -212,6 +221,7 @@ impl Datapath {
             cgroup: config.cgroup_path.clone(),
             maps_dir,
             adopted,
+            waiting_pods: Waiting::default(),
             waiting,
         })
     }
@@ -342,6 +352,9 @@ impl Datapath {
             nat_no_local: get(Metric::NatNoLocal)?,
             nat_no_way: get(Metric::NatNoWay)?,
             nat_expired: get(Metric::NatExpired)?,
+            policy_egress: get(Metric::PolicyEgress)?,
+            policy_ingress: get(Metric::PolicyIngress)?,
+            policy_unknown: get(Metric::PolicyUnknown)?,
         })
     }
 
@@ -350,7 +363,16 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`] if a pin cannot be opened.
     pub fn pods(&self) -> Result<PodPaths, DatapathError> {
-        PodPaths::open(&self.bpffs_dir, &self.maps_dir)
+        let waiting = Waiting::clone(&self.waiting_pods);
+        PodPaths::open(&self.bpffs_dir, &self.maps_dir, self.adopted, waiting)
+    }
+
+    /// What the pods' policies are, in the tables of this datapath.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a pin cannot be opened or a table not be read.
+    pub fn policies(&self) -> Result<Policies, DatapathError> {
+        Policies::open(&self.maps_dir, Waiting::clone(&self.waiting_pods))
     }
 
     /// The folder with the pins.

@@ -16,6 +16,7 @@ mod error;
 mod flows;
 mod inspect;
 mod pods;
+mod policy;
 mod programs;
 mod stale;
 mod sys;
@@ -31,6 +32,7 @@ pub use crate::{
     flows::{FlowState, FlowTable, NatFlow, Swept},
     inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
     pods::{PodPaths, PodPort},
+    policy::{Policies, PolicyChange, PolicyRuleKey, PolicyTables, Prefix},
     programs::attached_programs,
     stale::{Ended, StalePeer, end_sockets},
     tables::{

@@ -35,8 +35,11 @@ pub(crate) const HOOKS: [(&str, u32); 10] = [
     ("getpeername6", 30),
 ];
 
-/// The programs at links: where pods' frames enter the node, and both ways at the links to the outside.
-const LINK_PROGRAMS: [&str; 3] = [bpffs::POD_PROGRAM, bpffs::UPLINK_IN, bpffs::UPLINK_OUT];
+/// The programs at links: those for pods, and both ways at the links to the outside.
+const LINK_PROGRAMS: [&str; 4] = {
+    let [egress, ingress] = bpffs::POD_PROGRAMS;
+    [egress, ingress, bpffs::UPLINK_IN, bpffs::UPLINK_OUT]
+};
 
 /// The programs, accepted by the kernel and bound to the maps in one folder.
 pub(crate) struct Programs {

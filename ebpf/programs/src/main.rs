@@ -2,7 +2,7 @@
 //!
 //! Services are translated at the cgroup's socket hooks: an address is translated once per connection (or datagram of an unconnected UDP
 //! socket), before the kernel looks for a route, so packets carry the backend's address from the start.
-//! In the packets' way are programs where a pod's frames enter the node, and at the links to the outside.
+//! In the packets' way are programs where a pod's frames enter the node and leave it, and at the links to the outside.
 
 #![no_std]
 #![no_main]
@@ -19,6 +19,9 @@ mod getpeername4;
 mod getpeername6;
 mod nat;
 mod pod_egress;
+mod pod_frame;
+mod pod_ingress;
+mod policy;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use skiff_ebpf_common::{Metric, POD_DIRECT};
+use skiff_ebpf_common::{Metric, POD_DIRECT, POD_POLICIES};
 
 use crate::{
     frame::{self, Frame},
@@ -87,7 +87,8 @@ fn leave(skb: *mut __sk_buff, scratch: &Scratch) -> i32 {
 fn deliver(skb: *mut __sk_buff, scratch: &Scratch) -> i32 {
     // SAFETY: a copy is taken at once.
     let pod = unsafe { POD_PORTS.get(scratch.flow.dst) }.copied();
-    let pod = pod.filter(|pod| pod.flags & POD_DIRECT != 0);
+    // Its policies are asked on the way through the bridge.
+    let pod = pod.filter(|pod| pod.flags & (POD_DIRECT | POD_POLICIES) == POD_DIRECT);
     // The node's stack counts hops itself.
     if !frame::rewrite(skb, &scratch.headers, &scratch.flow, pod.is_some()) {
         count(Metric::NatExpired);

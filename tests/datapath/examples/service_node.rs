@@ -112,6 +112,7 @@ fn pod_port(text: &str) -> Result<PodPort> {
         mac: mac.as_slice().try_into()?,
         addrs: vec![addr.parse()?],
         direct: true,
+        closed: false,
     })
 }
 

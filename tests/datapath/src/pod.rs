@@ -57,6 +57,7 @@ impl Pod {
                 mac,
                 addrs: vec![addr.into(), addr_v6(number)],
                 direct: true,
+                closed: false,
             },
             program: node.program.clone(),
         };

@@ -59,7 +59,7 @@ fn address<T>(slice: &[T]) -> u64 {
     slice.as_ptr().expose_provenance() as u64
 }
 
-/// A hash map.
+/// A hash map or a trie of prefixes; single values of arrays too.
 #[derive(Debug)]
 pub(crate) struct HashTable<K, V> {
     fd: OwnedFd,
@@ -144,10 +144,13 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
         // A hash map hands out whole buckets: the room must be enough for one.
         const ROOM: u32 = 4096;
+        const CURSOR: usize = 8;
         let mut all = Vec::new();
         let mut keys = Vec::<K>::with_capacity(ROOM as usize);
         let mut values = Vec::<V>::with_capacity(ROOM as usize);
-        let (mut last, mut next) = ([0_u32; 1], [0_u32; 1]);
+        // The place where it goes on: a number in a hash map, a key in a trie.
+        let (mut last, mut next) = ([0_u64; CURSOR], [0_u64; CURSOR]);
+        const { assert!(size_of::<K>() <= CURSOR * 8) };
         let mut first = true;
         loop {
             keys.clear();
