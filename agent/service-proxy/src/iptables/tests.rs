@@ -101,17 +101,17 @@ SKIFF-NET-10.96.0.0_16 -d 10.96.0.0/20 -j SKIFF-NET-10.96.0.0_20
 SKIFF-NET-10.96.0.0_20 -d 10.96.0.0/24 -j SKIFF-NET-10.96.0.0_24
 SKIFF-NET-10.96.0.0_24 -d 10.96.0.80/28 -j SKIFF-NET-10.96.0.80_28
 SKIFF-NET-10.96.0.80_28 -d 10.96.0.80/32 -p tcp -m tcp --dport 80 -j SKIFF-MARK-OUTSIDE
-SKIFF-NET-10.96.0.80_28 -d 10.96.0.80/32 -p tcp -m tcp --dport 80 -j SKIFF-SVC-25c7bc9dc9caf1bd
-SKIFF-SEP-79ee91a11a060e71 -s 10.244.1.9/32 -j SKIFF-MARK-MASQ
-SKIFF-SEP-79ee91a11a060e71 -p tcp -m recent --set --name SKIFF-SEP-79ee91a11a060e71 --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.244.1.9:8080
-SKIFF-SEP-82e1dd02af03a8f4 -s 10.244.0.5/32 -j SKIFF-MARK-MASQ
-SKIFF-SEP-82e1dd02af03a8f4 -p tcp -m recent --set --name SKIFF-SEP-82e1dd02af03a8f4 --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.244.0.5:8080
+SKIFF-NET-10.96.0.80_28 -d 10.96.0.80/32 -p tcp -m tcp --dport 80 -j SKIFF-SVC-1be6948b4d247261
+SKIFF-SEP-6a2d495e4b366b2f -s 10.244.1.9/32 -j SKIFF-MARK-MASQ
+SKIFF-SEP-6a2d495e4b366b2f -p tcp -m recent --set --name SKIFF-SEP-6a2d495e4b366b2f --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.244.1.9:8080
+SKIFF-SEP-a6ba4723f38ace31 -s 10.244.0.5/32 -j SKIFF-MARK-MASQ
+SKIFF-SEP-a6ba4723f38ace31 -p tcp -m recent --set --name SKIFF-SEP-a6ba4723f38ace31 --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.244.0.5:8080
 SKIFF-SERVICES -d 10.96.0.0/16 -j SKIFF-NET-10.96.0.0_16
 SKIFF-SERVICES -m addrtype --dst-type LOCAL -j SKIFF-NODEPORTS
-SKIFF-SVC-25c7bc9dc9caf1bd -m recent --rcheck --seconds 60 --reap --name SKIFF-SEP-82e1dd02af03a8f4 --mask 255.255.255.255 --rsource -j SKIFF-SEP-82e1dd02af03a8f4
-SKIFF-SVC-25c7bc9dc9caf1bd -m recent --rcheck --seconds 60 --reap --name SKIFF-SEP-79ee91a11a060e71 --mask 255.255.255.255 --rsource -j SKIFF-SEP-79ee91a11a060e71
-SKIFF-SVC-25c7bc9dc9caf1bd -m statistic --mode random --probability 0.50000000000 -j SKIFF-SEP-82e1dd02af03a8f4
-SKIFF-SVC-25c7bc9dc9caf1bd -j SKIFF-SEP-79ee91a11a060e71
+SKIFF-SVC-1be6948b4d247261 -m recent --rcheck --seconds 60 --reap --name SKIFF-SEP-a6ba4723f38ace31 --mask 255.255.255.255 --rsource -j SKIFF-SEP-a6ba4723f38ace31
+SKIFF-SVC-1be6948b4d247261 -m recent --rcheck --seconds 60 --reap --name SKIFF-SEP-6a2d495e4b366b2f --mask 255.255.255.255 --rsource -j SKIFF-SEP-6a2d495e4b366b2f
+SKIFF-SVC-1be6948b4d247261 -m statistic --mode random --probability 0.50000000000 -j SKIFF-SEP-a6ba4723f38ace31
+SKIFF-SVC-1be6948b4d247261 -j SKIFF-SEP-6a2d495e4b366b2f
 "
     );
     assert_eq!(

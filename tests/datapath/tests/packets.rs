@@ -1,0 +1,426 @@
+//! What the programs at links make of single packets, whole and broken: {name, packet in, verdict, packet out}.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use skiff_ebpf_loader::{
+    Backend, Datapath, DesiredTables, Frontend, FrontendSpec, IpFamily, NodeSettings, Protocol,
+    SetId, test_run,
+};
+use skiff_tests_datapath::{TestNode, program};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
+/// Goes on: to the next program, and to the node's stack.
+const NEXT: u32 = u32::MAX;
+const DROP: u32 = 2;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+const NODE: [IpAddr; 2] = [v4(192, 1), v6(1)];
+const CLIENT: [IpAddr; 2] = [v4(198, 2), v6(2)];
+const BALANCER: [IpAddr; 2] = [v4(203, 3), v6(3)];
+const POD: [IpAddr; 2] = [v4(10, 4), v6(4)];
+
+const fn v4(first: u8, last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(first, 51, 100, last))
+}
+
+const fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last))
+}
+
+/// A packet to be.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    from: SocketAddr,
+    to: SocketAddr,
+    proto: u8,
+    flags: u8,
+    ttl: u8,
+    /// Words of IPv4 options.
+    options: usize,
+    /// Of the IPv4 header: more fragments, and where this one begins.
+    fragment: u16,
+    /// UDP without a checksum.
+    unsummed: bool,
+    payload: &'static [u8],
+}
+
+fn packet(proto: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
+    Packet {
+        from: from.into(),
+        to: to.into(),
+        proto,
+        flags: SYN,
+        ttl: 61,
+        options: 0,
+        fragment: 0,
+        unsummed: false,
+        payload: b"sixteen bytes ..",
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The Internet checksum, computed from nothing.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or_default()
+}
+
+impl Packet {
+    /// The frame. Its addresses of Ethernet are the loopback link's.
+    fn frame(&self) -> Vec<u8> {
+        let transport = self.transport();
+        let mut frame = vec![0; 12];
+        if self.from.is_ipv4() {
+            let header = 20 + self.options * 4;
+            frame.extend(0x0800_u16.to_be_bytes());
+            let mut ip = vec![0x40 | u8::try_from(header / 4).unwrap(), 0];
+            ip.extend(
+                u16::try_from(header + transport.len())
+                    .unwrap()
+                    .to_be_bytes(),
+            );
+            ip.extend(0x1234_u16.to_be_bytes());
+            ip.extend(self.fragment.to_be_bytes());
+            ip.extend([self.ttl, self.proto, 0, 0]);
+            ip.extend(octets(self.from.ip()));
+            ip.extend(octets(self.to.ip()));
+            ip.extend(vec![1; self.options * 4]);
+            let sum = checksum(&ip);
+            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+            frame.extend(ip);
+        } else {
+            frame.extend(0x86dd_u16.to_be_bytes());
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend(u16::try_from(transport.len()).unwrap().to_be_bytes());
+            frame.extend([self.proto, self.ttl]);
+            frame.extend(octets(self.from.ip()));
+            frame.extend(octets(self.to.ip()));
+        }
+        frame.extend(transport);
+        frame
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        if self.fragment & 0x1fff != 0 {
+            return self.payload.to_vec();
+        }
+        let mut bytes = self.from.port().to_be_bytes().to_vec();
+        bytes.extend(self.to.port().to_be_bytes());
+        let at = if self.proto == TCP {
+            bytes.extend([
+                0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x20, 0, 0, 0, 0, 0,
+            ]);
+            16
+        } else {
+            bytes.extend(u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes());
+            bytes.extend([0, 0]);
+            6
+        };
+        bytes.extend(self.payload);
+        if !self.unsummed {
+            let mut pseudo = octets(self.from.ip());
+            pseudo.extend(octets(self.to.ip()));
+            pseudo.extend([0, self.proto]);
+            pseudo.extend(u16::try_from(bytes.len()).unwrap().to_be_bytes());
+            pseudo.extend(&bytes);
+            bytes[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+        }
+        bytes
+    }
+}
+
+/// A node with the Services of these tests: each frontend leads to one pod, on port 8080, with 80 and 30080 for pods that are
+/// there, 81 and 30081 without, 82 with `externalTrafficPolicy: Local` and without.
+struct Site {
+    node: TestNode,
+    _datapath: Datapath,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let node = TestNode::new(PROGRAM)?;
+        let mut datapath = node.open()?;
+        datapath.set_node(&NodeSettings {
+            addresses: NODE.to_vec(),
+            ..node.settings()?
+        })?;
+        let mut tables = DesiredTables::default();
+        let inside = SetId::of(&["inside"]);
+        tables.sets.insert(inside, Vec::new());
+        for (number, family) in [(0, IpFamily::V4), (1, IpFamily::V6)] {
+            for (port, pods, local_only) in [(80_u16, 1, false), (81, 0, false), (82, 0, true)] {
+                let set = SetId::of_outside(&[&port.to_string(), &number.to_string()]);
+                let pod = Backend {
+                    local: true,
+                    ..Backend::new(POD[number], 8080)
+                };
+                tables.sets.insert(set, vec![pod; pods]);
+                let spec = FrontendSpec {
+                    inside,
+                    outside: Some(set),
+                    affinity_seconds: 0,
+                    local_only,
+                };
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    let addr = BALANCER[number];
+                    let at = Frontend::Address {
+                        addr,
+                        port,
+                        protocol,
+                    };
+                    tables.frontends.insert(at, spec);
+                    let port = port + 30_000;
+                    let at = Frontend::NodePort {
+                        family,
+                        port,
+                        protocol,
+                    };
+                    tables.frontends.insert(at, spec);
+                }
+            }
+        }
+        program(&mut datapath, &tables)?;
+        Ok(Self {
+            node,
+            _datapath: datapath,
+        })
+    }
+
+    fn run(&self, name: &str, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let run = test_run(&self.node.bpffs, name, frame, 1)?;
+        Ok((run.verdict, run.packet))
+    }
+}
+
+/// Everything that a Service takes.
+fn good() -> Vec<Packet> {
+    let mut all = Vec::new();
+    for number in [0, 1] {
+        for proto in [TCP, UDP] {
+            for to in [(BALANCER[number], 80), (NODE[number], 30_080)] {
+                // Each from a port of its own.
+                let port = 4000 + u16::try_from(all.len()).unwrap_or_default();
+                all.push(packet(proto, (CLIENT[number], port), to));
+            }
+        }
+    }
+    all
+}
+
+/// The packet as it is to go on to the pod.
+fn to_pod(packet: Packet) -> Packet {
+    let number = usize::from(packet.to.is_ipv6());
+    Packet {
+        to: (POD[number], 8080).into(),
+        ..packet
+    }
+}
+
+#[test]
+fn packets_are_translated_as_the_table_says() -> Result<()> {
+    let site = Site::new()?;
+    let udp = packet(UDP, (CLIENT[0], 5000), (BALANCER[0], 80));
+    let tcp = packet(TCP, (CLIENT[0], 5000), (BALANCER[0], 80));
+    let unsummed = Packet {
+        unsummed: true,
+        ..udp
+    };
+    let options = Packet { options: 3, ..tcp };
+    let other = Packet {
+        to: (BALANCER[0], 99).into(),
+        ..tcp
+    };
+    let foreign = Packet {
+        to: (CLIENT[0], 30_080).into(),
+        ..tcp
+    };
+    let reset = Packet {
+        flags: RST,
+        from: (CLIENT[0], 5001).into(),
+        ..tcp
+    };
+    let refused = Packet {
+        to: (BALANCER[0], 81).into(),
+        ..tcp
+    };
+    let refused6 = packet(UDP, (CLIENT[1], 5000), (BALANCER[1], 81));
+    let closed_port = Packet {
+        to: (NODE[0], 30_081).into(),
+        ..tcp
+    };
+    let no_local = Packet {
+        to: (BALANCER[0], 82).into(),
+        ..tcp
+    };
+    let first = Packet {
+        fragment: 0x2000,
+        from: (CLIENT[0], 5002).into(),
+        ..udp
+    };
+    let rest = Packet {
+        fragment: 3,
+        ..first
+    };
+    let stray = Packet {
+        fragment: 3,
+        from: (POD[0], 1).into(),
+        ..first
+    };
+    let mut cases = vec![
+        ("without a checksum", unsummed, NEXT, to_pod(unsummed)),
+        ("IPv4 options", options, NEXT, to_pod(options)),
+        ("no such port", other, NEXT, other),
+        ("NodePort of another host", foreign, NEXT, foreign),
+        ("RST of nobody", reset, NEXT, reset),
+        (
+            "no backend",
+            refused,
+            NEXT,
+            Packet {
+                to: (NODE[0], 0).into(),
+                ..refused
+            },
+        ),
+        (
+            "no backend, IPv6",
+            refused6,
+            NEXT,
+            Packet {
+                to: (NODE[1], 0).into(),
+                ..refused6
+            },
+        ),
+        ("NodePort without backend", closed_port, NEXT, closed_port),
+        ("no local backend", no_local, DROP, no_local),
+        ("first fragment", first, NEXT, to_pod(first)),
+        ("the rest", rest, NEXT, to_pod(rest)),
+        ("a fragment of nothing", stray, NEXT, stray),
+    ];
+    cases.extend(
+        good()
+            .into_iter()
+            .map(|packet| ("good", packet, NEXT, to_pod(packet))),
+    );
+    // Known by now.
+    cases.extend(
+        good()
+            .into_iter()
+            .map(|packet| ("good again", packet, NEXT, to_pod(packet))),
+    );
+    for (name, packet, verdict, out) in cases {
+        let got = site.run("uplink_in", &packet.frame())?;
+        assert_eq!(got, (verdict, out.frame()), "{name}: {packet:?}");
+    }
+    for packet in good() {
+        let asked = packet;
+        let answer = Packet {
+            from: to_pod(asked).to,
+            to: asked.from,
+            flags: SYN | ACK,
+            payload: b"an answer",
+            ..asked
+        };
+        let expected = Packet {
+            from: asked.to,
+            ..answer
+        };
+        let got = site.run("uplink_out", &answer.frame())?;
+        assert_eq!(got, (NEXT, expected.frame()), "{answer:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frame_for_another_host_is_left_alone() -> Result<()> {
+    let site = Site::new()?;
+    let mut frame = good()[0].frame();
+    frame[5] = 9;
+    assert_eq!(site.run("uplink_in", &frame)?, (NEXT, frame));
+    Ok(())
+}
+
+/// Cut off anywhere, a packet that is for a Service goes on as it is, whether its flow is known or not.
+#[test]
+fn truncated_packets_are_never_translated() -> Result<()> {
+    let site = Site::new()?;
+    let fragment = Packet {
+        fragment: 0x2000,
+        ..good()[2]
+    };
+    for known in [false, true] {
+        for packet in good().into_iter().chain([
+            Packet {
+                options: 5,
+                ..good()[0]
+            },
+            fragment,
+        ]) {
+            let whole = packet.frame();
+            // The kernel itself runs no program on less than an IP header.
+            let header = 14 + if packet.from.is_ipv4() { 20 } else { 40 };
+            for length in header..whole.len() {
+                let cut = &whole[..length];
+                for name in ["uplink_in", "uplink_out", "pod_egress"] {
+                    let got = site.run(name, cut)?;
+                    assert_eq!(
+                        got,
+                        (NEXT, cut.to_vec()),
+                        "{name}: {packet:?} cut to {length}"
+                    );
+                }
+            }
+            if known {
+                assert_ne!(site.run("uplink_in", &whole)?.1, whole);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whatever a frame holds, the programs come to an end with it, and its length stays.
+#[test]
+fn broken_packets_come_to_no_harm() -> Result<()> {
+    let site = Site::new()?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap_or_default()
+    };
+    let kinds = good();
+    for round in 0..6_000 {
+        let mut frame = kinds[random(kinds.len())].frame();
+        // Mostly the headers.
+        for _ in 0..=random(4) {
+            let at = 12 + random(if round % 3 == 0 { frame.len() - 12 } else { 12 });
+            frame[at] = u8::try_from(random(256))?;
+        }
+        frame.truncate(54 + random(frame.len() - 53));
+        for name in ["uplink_in", "uplink_out", "pod_egress"] {
+            let (verdict, out) = site.run(name, &frame)?;
+            assert!([NEXT, DROP].contains(&verdict), "{verdict}: {frame:x?}");
+            assert_eq!(out.len(), frame.len());
+            // What lies before the IP header is not the programs'.
+            assert_eq!(out[..14], frame[..14]);
+        }
+    }
+    Ok(())
+}
