@@ -82,6 +82,11 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or_default()
 }
 
+/// A length as a packet has it.
+fn length(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
+}
+
 impl Packet {
     /// The frame. Its addresses of Ethernet are the loopback link's.
     fn frame(&self) -> Vec<u8> {
@@ -90,12 +95,8 @@ impl Packet {
         if self.from.is_ipv4() {
             let header = 20 + self.options * 4;
             frame.extend(0x0800_u16.to_be_bytes());
-            let mut ip = vec![0x40 | u8::try_from(header / 4).unwrap(), 0];
-            ip.extend(
-                u16::try_from(header + transport.len())
-                    .unwrap()
-                    .to_be_bytes(),
-            );
+            let mut ip = vec![0x40 | u8::try_from(header / 4).unwrap_or_default(), 0];
+            ip.extend(length(header + transport.len()));
             ip.extend(0x1234_u16.to_be_bytes());
             ip.extend(self.fragment.to_be_bytes());
             ip.extend([self.ttl, self.proto, 0, 0]);
@@ -108,7 +109,7 @@ impl Packet {
         } else {
             frame.extend(0x86dd_u16.to_be_bytes());
             frame.extend([0x60, 0, 0, 0]);
-            frame.extend(u16::try_from(transport.len()).unwrap().to_be_bytes());
+            frame.extend(length(transport.len()));
             frame.extend([self.proto, self.ttl]);
             frame.extend(octets(self.from.ip()));
             frame.extend(octets(self.to.ip()));
@@ -129,7 +130,7 @@ impl Packet {
             ]);
             16
         } else {
-            bytes.extend(u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes());
+            bytes.extend(length(8 + self.payload.len()));
             bytes.extend([0, 0]);
             6
         };
@@ -138,7 +139,7 @@ impl Packet {
             let mut pseudo = octets(self.from.ip());
             pseudo.extend(octets(self.to.ip()));
             pseudo.extend([0, self.proto]);
-            pseudo.extend(u16::try_from(bytes.len()).unwrap().to_be_bytes());
+            pseudo.extend(length(bytes.len()));
             pseudo.extend(&bytes);
             bytes[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
         }
