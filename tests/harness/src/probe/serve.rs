@@ -35,7 +35,8 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             std::process::id().to_string(),
         )?;
     }
-    NetNs::open(netns)?.run(serve)?
+    // On this thread: a process is where its first thread is.
+    NetNs::open(netns)?.run_here(serve)?
 }
 
 #[derive(Default)]

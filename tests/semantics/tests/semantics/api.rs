@@ -65,7 +65,11 @@ impl Api {
             listener.set_nonblocking(true)?;
             Ok::<_, std::io::Error>(listener)
         })??;
-        let server = ApiServer::new(Arc::new(MemoryStore::new()), ApiServerOptions::default());
+        let options = ApiServerOptions {
+            service_cidrs: vec!["10.96.0.0/16".parse()?, "fd00:60::/96".parse()?],
+            ..ApiServerOptions::default()
+        };
+        let server = ApiServer::new(Arc::new(MemoryStore::new()), options);
         let routes = server
             .router()
             .map_request(|mut request: http::Request<_>| {

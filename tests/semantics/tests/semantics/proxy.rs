@@ -43,10 +43,8 @@ pub(crate) enum Need {
     Hints,
     /// Health checks of load balancers at the node.
     HealthCheck,
-    /// What happens to connected UDP sockets when their Service changes.
-    ConnectedUdp,
-    /// What only ours promises.
-    Skiff,
+    /// That a Service which comes late is found by UDP sockets that were connected to its address before.
+    EarlyUdp,
 }
 
 const SKIFF: &str = "\"$SKIFF\" proxy --run-dir \"$RUN_DIR\" --cgroup-root \"$CGROUP_ROOT\"";
@@ -60,7 +58,7 @@ pub(crate) fn modes() -> Vec<Mode> {
             name: "given",
             command,
             cleanup: None,
-            lacks: &[(Need::Skiff, "only skiff promises it")],
+            lacks: &[],
         }];
     }
     let ours = |name, lacks| Mode {
@@ -77,20 +75,14 @@ pub(crate) fn modes() -> Vec<Mode> {
                     Need::RefusalOutside,
                     "dropped where it should be refused: not implemented yet",
                 ),
-                (Need::Ipv6, "the API server has ClusterIPs of one family"),
                 (Need::SourceRanges, "not implemented yet"),
-                (Need::HealthCheck, "not implemented yet"),
-                (Need::ConnectedUdp, "not implemented yet"),
+                (
+                    Need::EarlyUdp,
+                    "a socket is translated when it connects and not again",
+                ),
             ],
         ),
-        ours(
-            "iptables",
-            &[
-                (Need::Ipv6, "the API server has ClusterIPs of one family"),
-                (Need::SourceRanges, "not implemented yet"),
-                (Need::HealthCheck, "not implemented yet"),
-            ],
-        ),
+        ours("iptables", &[(Need::SourceRanges, "not implemented yet")]),
     ]
 }
 

@@ -76,17 +76,17 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case(
         "a connected UDP socket leaves a removed endpoint",
-        &[Need::ConnectedUdp],
+        &[],
         connected_leaves,
     ),
     case(
         "a connected UDP socket of a deleted Service does not go on",
-        &[Need::ConnectedUdp],
+        &[],
         connected_deleted,
     ),
     case(
         "a connected UDP socket that was before its Service finds it",
-        &[Need::ConnectedUdp],
+        &[Need::EarlyUdp],
         connected_early,
     ),
 ];
