@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::mpsc as blocking,
     time::{Duration, Instant},
@@ -38,8 +38,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 pub struct PolicyConfig {
     /// The node's name, for Events.
     pub node_name: String,
-    /// The address at which the node serves the cluster's DNS, if it does.
-    pub dns: Option<IpAddr>,
+    /// Where the node serves the cluster's DNS, if it does.
+    pub dns: Option<SocketAddr>,
 }
 
 /// Why the agent gave up.

@@ -65,7 +65,8 @@ pub(super) enum CompiledPeer {
     },
 }
 
-/// Marks the atoms of the cluster's DNS server, which is no pod here but stands for upstream's.
+/// The atom of the cluster's DNS server, which is no pod here but stands for upstream's; and the start of the atoms that it
+/// would have as one.
 pub(super) const DNS: &str = "dns ";
 
 impl Compiled {
@@ -194,10 +195,10 @@ impl Compiled {
     ) -> BTreeSet<Arc<str>> {
         let labels = [("k8s-app".to_owned(), "kube-dns".to_owned())].into();
         let atoms = self.atoms_of_labels("kube-system", &labels, namespaces);
-        atoms
-            .iter()
-            .map(|text| format!("{DNS}{text}").into())
-            .collect()
+        // Rules that name no peer are about it too.
+        let itself = (!self.policies.is_empty()).then(|| DNS.into());
+        let as_pod = atoms.iter().map(|text| format!("{DNS}{text}").into());
+        as_pod.chain(itself).collect()
     }
 
     /// The atoms that an address has by itself.

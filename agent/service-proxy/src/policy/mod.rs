@@ -13,7 +13,7 @@
 //!
 //! - A pod and its own node: the node always reaches the pod (probes). What the pod sends to the node is judged as anything
 //!   else; `ipBlock`s name the node. The cluster's DNS, which the node serves, counts as upstream's pods of it
-//!   (`k8s-app: kube-dns` in `kube-system`), at port 53 only.
+//!   (`k8s-app: kube-dns` in `kube-system`), at the port of DNS only, which rules know as 53.
 //! - Pods on their node's network are the node: no selector selects them.
 //! - An `ipBlock` holds for pods' addresses too, before any address is translated on the way out of the node.
 //! - Policies are for new connections. One that was allowed goes on, also if a change of policies would not allow it any more.

@@ -17,12 +17,15 @@ use super::{
     objects::{PortRange, Ports},
 };
 
+/// Where policies expect DNS.
 const DNS_PORT: u16 = 53;
 
-/// Plans the table. `identities`: all signatures in use, and the identity of each.
+/// Plans the table. `identities`: all signatures in use, and the identity of each. `dns`: the port at which the node serves
+/// the cluster's DNS; policies know it as 53.
 pub(super) fn plan_rules(
     compiled: &Compiled,
     identities: &HashMap<Signature, u32>,
+    dns: u16,
 ) -> BTreeSet<PolicyRuleKey> {
     let mut all = BTreeSet::new();
     for (signature, id) in identities {
@@ -33,10 +36,10 @@ pub(super) fn plan_rules(
         let about = compiled.policies.iter();
         for policy in about.filter(|policy| signature.contains(&policy.subject)) {
             for rule in policy.ingress.iter().flatten() {
-                plan_rule(subject, DIRECTION_INGRESS, rule, identities, &mut all);
+                plan_rule(subject, DIRECTION_INGRESS, rule, identities, dns, &mut all);
             }
             for rule in policy.egress.iter().flatten() {
-                plan_rule(subject, DIRECTION_EGRESS, rule, identities, &mut all);
+                plan_rule(subject, DIRECTION_EGRESS, rule, identities, dns, &mut all);
             }
         }
     }
@@ -48,8 +51,8 @@ pub(super) fn plan_rules(
 enum Reach {
     /// As far as its ports say.
     All,
-    /// To the port of DNS only.
-    Dns,
+    /// To the port of DNS only, which its number is.
+    Dns(u16),
 }
 
 fn plan_rule(
@@ -57,6 +60,7 @@ fn plan_rule(
     direction: u8,
     rule: &CompiledRule,
     identities: &HashMap<Signature, u32>,
+    dns: u16,
     all: &mut BTreeSet<PolicyRuleKey>,
 ) {
     // Names of ports are those of the pod that it goes to.
@@ -79,9 +83,9 @@ fn plan_rule(
                 Reach::All => {
                     all.insert(key(head, RULE_BITS_ANY));
                 }
-                Reach::Dns => {
-                    all.insert(port_key(head, PROTO_UDP, DNS_PORT, RULE_BITS_PORT));
-                    all.insert(port_key(head, PROTO_TCP, DNS_PORT, RULE_BITS_PORT));
+                Reach::Dns(port) => {
+                    all.insert(port_key(head, PROTO_UDP, port, RULE_BITS_PORT));
+                    all.insert(port_key(head, PROTO_TCP, port, RULE_BITS_PORT));
                 }
             }
         }
@@ -95,32 +99,32 @@ fn plan_rule(
     let named = |port: &PortRange| matches!(port.ports, Ports::Named(_));
     let by_name = rule.peers.is_empty() && at_peer && rule.ports.iter().any(named);
     for (peer_signature, peer) in identities {
-        let reach = if by_name {
-            Some(Reach::All)
-        } else {
-            reach(&rule.peers, peer_signature)
-        };
-        if let Some(reach) = reach {
-            allow(*peer, Some(peer_signature), reach);
+        let is_peer = !rule.peers.is_empty() && is_peer(&rule.peers, peer_signature);
+        if is_peer || by_name {
+            allow(*peer, Some(peer_signature), Reach::All);
+        }
+        let is_dns = at_peer && peer_signature.contains(DNS);
+        if is_dns && (is_peer || rule.peers.is_empty() || stands_for(&rule.peers, peer_signature)) {
+            allow(*peer, Some(peer_signature), Reach::Dns(dns));
         }
     }
 }
 
-fn reach(peers: &[CompiledPeer], signature: &BTreeSet<Arc<str>>) -> Option<Reach> {
-    let is_peer = |peer: &CompiledPeer| match peer {
+fn is_peer(peers: &[CompiledPeer], signature: &BTreeSet<Arc<str>>) -> bool {
+    peers.iter().any(|peer| match peer {
         CompiledPeer::Pods(atom) => signature.contains(atom),
         CompiledPeer::Block { cidr, except } => {
             signature.contains(cidr) && !except.iter().any(|atom| signature.contains(atom))
         }
-    };
-    if peers.iter().any(is_peer) {
-        return Some(Reach::All);
-    }
-    let is_dns = |peer: &CompiledPeer| match peer {
+    })
+}
+
+/// Whether the DNS server would be a peer if it were a pod.
+fn stands_for(peers: &[CompiledPeer], signature: &BTreeSet<Arc<str>>) -> bool {
+    peers.iter().any(|peer| match peer {
         CompiledPeer::Pods(atom) => signature.contains(format!("{DNS}{atom}").as_str()),
         CompiledPeer::Block { .. } => false,
-    };
-    peers.iter().any(is_dns).then_some(Reach::Dns)
+    })
 }
 
 fn plan_ports(
@@ -131,7 +135,7 @@ fn plan_ports(
     all: &mut BTreeSet<PolicyRuleKey>,
 ) {
     let proto = ports.proto;
-    if reach == Reach::Dns {
+    if let Reach::Dns(dns) = reach {
         let meant = match &ports.ports {
             Ports::All => true,
             Ports::Range(first, last) => (*first..=*last).contains(&DNS_PORT),
@@ -141,7 +145,7 @@ fn plan_ports(
             ),
         };
         if meant && matches!(proto, PROTO_TCP | PROTO_UDP) {
-            all.insert(port_key(head, proto, DNS_PORT, RULE_BITS_PORT));
+            all.insert(port_key(head, proto, dns, RULE_BITS_PORT));
         }
         return;
     }

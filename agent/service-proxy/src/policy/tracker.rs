@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use skiff_ebpf_common::{IDENTITY_ISOLATED_EGRESS, IDENTITY_ISOLATED_INGRESS, IDENTITY_NONE};
-use skiff_ebpf_loader::{PolicyChange, PolicyTables};
+use skiff_ebpf_loader::{PolicyChange, PolicyRuleKey, PolicyTables};
 
 use super::{
     compile::{Compiled, Signature},
@@ -31,7 +31,7 @@ pub struct Tracker {
     /// Addresses of this node's pods that their status does not tell yet, by UID.
     local: HashMap<Arc<str>, Vec<IpAddr>>,
     /// Where the cluster's DNS is served, if a node does.
-    dns: Option<IpAddr>,
+    dns: Option<SocketAddr>,
     /// Who has, or claims, an address.
     claims: HashMap<IpAddr, BTreeSet<Key>>,
     compiled: Compiled,
@@ -47,9 +47,9 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// `dns`: the node's address at which it serves the cluster's DNS.
+    /// `dns`: where the node serves the cluster's DNS.
     #[must_use]
-    pub fn new(dns: Option<IpAddr>) -> Self {
+    pub fn new(dns: Option<SocketAddr>) -> Self {
         Self {
             dns,
             stale: true,
@@ -207,7 +207,7 @@ impl Tracker {
         }
         let (mut add, mut remove) = (Vec::new(), Vec::new());
         if self.identities.take_changed() {
-            let rules = plan_rules(&self.compiled, &self.identities.ids);
+            let rules = self.plan_rules();
             add.extend(rules.difference(&self.wanted.rules).copied());
             remove.extend(self.wanted.rules.difference(&rules).copied());
             self.wanted.rules = rules;
@@ -219,6 +219,11 @@ impl Tracker {
             add,
             remove,
         }
+    }
+
+    fn plan_rules(&self) -> BTreeSet<PolicyRuleKey> {
+        let dns = self.dns.map_or(0, |dns| dns.port());
+        plan_rules(&self.compiled, &self.identities.ids, dns)
     }
 
     fn plan_all(&mut self) {
@@ -234,7 +239,11 @@ impl Tracker {
         }
         self.wanted.cidrs = cidrs;
         self.wanted.ids.clear();
-        let addrs = self.claims.keys().copied().chain(self.dns);
+        let addrs = self
+            .claims
+            .keys()
+            .copied()
+            .chain(self.dns.map(|dns| dns.ip()));
         for addr in addrs.collect::<BTreeSet<_>>() {
             if let Some(id) = self.place(addr) {
                 self.wanted.ids.insert(addr, id);
@@ -244,7 +253,7 @@ impl Tracker {
             self.identities.give_back(&signature);
         }
         self.identities.take_changed();
-        self.wanted.rules = plan_rules(&self.compiled, &self.identities.ids);
+        self.wanted.rules = self.plan_rules();
     }
 
     /// The identity of an address; `None` if it needs none of its own.
@@ -269,7 +278,9 @@ impl Tracker {
         let owner = claims.max_by_key(|(key, pod)| (pod.created, *key));
         let mut atoms = match owner {
             Some((key, pod)) => self.compiled.atoms_of_pod(&key.0, pod, &self.namespaces),
-            None if self.dns == Some(addr) => self.compiled.atoms_of_dns(&self.namespaces),
+            None if self.dns.is_some_and(|dns| dns.ip() == addr) => {
+                self.compiled.atoms_of_dns(&self.namespaces)
+            }
             None => BTreeSet::new(),
         };
         if atoms.is_empty() {
