@@ -22,10 +22,12 @@ use skiff_apiserver::{ApiServer, ApiServerOptions};
 use skiff_cni::libcni::CniRunner;
 use skiff_controllers::ControllersConfig;
 use skiff_dns::{DnsConfig, DnsServer};
+use skiff_ebpf_loader::Policies;
 use skiff_image::{ImageConfig, ImageStore, RegistriesConfig, RetryPolicy, UnpackLimits};
 use skiff_node::{Node, NodeConfig};
 use skiff_runtime::{Runtime, RuntimeConfig, ShimRuntime, cgroup::NodeCgroups};
 use skiff_service_proxy::Dataplane;
+use skiff_service_proxy::policy::{PolicyAgent, PolicyConfig};
 use skiff_storage::redb::RedbStore;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -103,7 +105,8 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     });
     start_control_plane(&settings, &router, &authority, &mut tasks, &token);
     start_dns(dns, &settings, &router, &mut tasks, &token);
-    let paths = PodPaths::new(services.pods, settings.node.place.netns.clone());
+    let programs = services.pods.zip(services.policies);
+    let paths = start_policies(&settings, &router, programs, &mut tasks, &token);
     let serving = (services.mode, services.dataplane);
     start_proxy(&settings, &router, serving, &mut tasks, &token)?;
     let parts = NodeParts {
@@ -270,6 +273,31 @@ fn start_proxy(
     let proxy = proxy::assemble(place, addresses.clone(), NODE_PORTS, client, dataplane)?;
     proxy::spawn(proxy, mode, place, addresses, tasks, token);
     Ok(())
+}
+
+/// Starts to enforce policies, and makes the ways between pods, which are closed until that has begun.
+fn start_policies(
+    settings: &UpSettings,
+    router: &Router,
+    programs: Option<(skiff_ebpf_loader::PodPaths, Policies)>,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) -> PodPaths {
+    let netns = settings.node.place.netns.clone();
+    let Some((paths, policies)) = programs else {
+        tracing::warn!("NetworkPolicies are not enforced: only kernel programs do that");
+        return PodPaths::new(None, netns);
+    };
+    let config = PolicyConfig {
+        node_name: settings.node.place.name.clone(),
+        dns: Some((settings.node_ip, DNS_PORT).into()),
+    };
+    let client = in_process::client(router, "system:skiff:network-policy");
+    let agent = PolicyAgent::new(client, config, policies);
+    let handle = agent.handle();
+    let token = token.clone();
+    tasks.spawn(async move { Ok(agent.run(token).await?) });
+    PodPaths::new(Some((paths, handle)), netns)
 }
 
 /// What the node agent works with.

@@ -26,6 +26,8 @@ pub(crate) struct Opened {
     pub(crate) dataplane: Box<dyn Dataplane>,
     /// Ways between pods, which only kernel programs make: they lead around the rules.
     pub(crate) pods: Option<skiff_ebpf_loader::PodPaths>,
+    /// The tables of policies, which only kernel programs enforce.
+    pub(crate) policies: Option<skiff_ebpf_loader::Policies>,
 }
 
 /// Opens the dataplane that is wished for; without a wish kernel programs if the kernel can run them.
@@ -54,6 +56,7 @@ pub(crate) async fn open(
         Ok(datapath) => Ok(Opened {
             mode: ProxyMode::Ebpf,
             pods: Some(datapath.pods()?),
+            policies: Some(datapath.policies()?),
             dataplane: Box::new(datapath),
         }),
     }
@@ -100,6 +103,7 @@ async fn open_iptables(place: &Place, ranges: &Ranges) -> Result<Opened> {
         mode: ProxyMode::Iptables,
         dataplane: Box::new(iptables.context("bringing up Services by iptables rules")?),
         pods: None,
+        policies: None,
     })
 }
 

@@ -175,7 +175,7 @@ impl PodNetwork for CniNetwork {
         }
         let result = self.runner.add(&list, &attachment).await;
         let result = result.map_err(|error| failed(&error))?;
-        let port = find_port(&self.config.node_netns, &list, &result).await;
+        let port = find_port(&pod.uid, &self.config.node_netns, &list, &result).await;
         let record = Record {
             network: list.name.clone(),
             ips: result.container_ips().map(|ip| ip.address.ip()).collect(),
@@ -232,7 +232,12 @@ impl PodNetwork for CniNetwork {
         self.keep_only(&uids).await;
         let mut ports = Vec::new();
         for uid in &uids {
-            ports.extend(self.record(uid).await.and_then(|record| record.port));
+            let port = self.record(uid).await.and_then(|record| record.port);
+            // Older records do not name the pod.
+            ports.extend(port.map(|port| PodPort {
+                uid: uid.clone(),
+                ..port
+            }));
         }
         self.tell_paths(move |paths| paths.sync(&ports)).await;
         // A pod that cannot be named was never attached.

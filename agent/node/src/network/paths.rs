@@ -12,6 +12,9 @@ use skiff_netns::NodeNetns;
 /// Where a pod is joined to its node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodPort {
+    /// The pod's UID.
+    #[serde(default)]
+    pub uid: String,
     /// The number of the node's end of the veth pair, in the node's network namespace.
     pub ifindex: u32,
     /// The hardware address of the pod's end.
@@ -47,6 +50,7 @@ pub trait PodPaths: Send + Sync + 'static {
 /// The port of a pod that the list's plugins have joined by a veth pair; `None` if it is joined in another way, or has
 /// more than one address of a family.
 pub(super) async fn find_port(
+    uid: &str,
     netns: &NodeNetns,
     list: &Conflist,
     result: &CniResult,
@@ -54,7 +58,8 @@ pub(super) async fn find_port(
     let (host, mac, addrs) = plan_port(result)?;
     let netlink = Netlink::open_in_node(netns).ok()?;
     let link = netlink.find_link(&host).await.ok()??;
-    (link.kind == "veth").then_some(PodPort {
+    (link.kind == "veth").then(|| PodPort {
+        uid: uid.to_owned(),
         ifindex: link.index,
         mac,
         addrs,
