@@ -276,6 +276,14 @@ pub(crate) struct UpArgs {
         value_delimiter = ','
     )]
     pub(crate) publish: Vec<String>,
+    /// Where `/metrics` of the Service proxy answers in the node's network namespace.
+    #[arg(
+        long,
+        env = "SKIFF_METRICS_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
+    pub(crate) metrics_bind_address: SocketAddr,
     /// On SIGTERM, stop the pods too.
     #[arg(long, env = "SKIFF_STOP_PODS")]
     pub(crate) stop_pods: bool,
@@ -330,6 +338,14 @@ pub(crate) struct ProxyArgs {
         default_value = "0.0.0.0:10256"
     )]
     pub(crate) healthz_bind_address: SocketAddr,
+    /// Where `/metrics` of the Service proxy answers in the node's network namespace.
+    #[arg(
+        long,
+        env = "SKIFF_METRICS_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
+    pub(crate) metrics_bind_address: SocketAddr,
     /// Removes what the proxy made, and ends. It must not be running.
     #[arg(long)]
     pub(crate) cleanup: bool,

@@ -38,7 +38,7 @@ use crate::{
     config::{DNS_PORT, NodeSettings, Place, UpSettings},
     dataplane::{self, Opened, Ranges},
     in_process::{self, LocalKubelet},
-    lock, memory,
+    lock, memory, metrics,
     paths::PodPaths,
     pki::Authority,
     proxy,
@@ -57,6 +57,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let _lock = lock::acquire(&settings.node.place.run_dir)?;
     let listeners = api_listeners(&settings).await?;
     let dns = bind_dns(&settings).await?;
+    let metrics = metrics::bind(settings.metrics, &settings.node.place.netns).await?;
     let mut publishers = Vec::new();
     for publication in settings.publish.clone() {
         publishers.push(Publisher::bind(publication).await?);
@@ -108,7 +109,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let programs = services.pods.zip(services.policies);
     let paths = start_policies(&settings, &router, programs, &mut tasks, &token);
     let serving = (services.mode, services.dataplane);
-    start_proxy(&settings, &router, serving, &mut tasks, &token)?;
+    start_proxy(&settings, &router, (serving, metrics), &mut tasks, &token)?;
     let parts = NodeParts {
         images,
         paths: Arc::new(paths),
@@ -263,7 +264,7 @@ fn start_dns(
 fn start_proxy(
     settings: &UpSettings,
     router: &Router,
-    (mode, dataplane): (ProxyMode, Box<dyn Dataplane>),
+    ((mode, dataplane), metrics): ((ProxyMode, Box<dyn Dataplane>), TcpListener),
     tasks: &mut JoinSet<Result<()>>,
     token: &CancellationToken,
 ) -> Result<()> {
@@ -271,6 +272,13 @@ fn start_proxy(
     let addresses = settings.node_ips();
     let place = &settings.node.place;
     let proxy = proxy::assemble(place, addresses.clone(), NODE_PORTS, client, dataplane)?;
+    let serve = metrics::serve(
+        metrics,
+        proxy.handle(),
+        place.bpffs_dir.clone(),
+        token.clone(),
+    );
+    tasks.spawn(serve);
     proxy::spawn(proxy, mode, place, addresses, tasks, token);
     Ok(())
 }

@@ -53,6 +53,7 @@ pub(crate) struct UpSettings {
     pub(crate) dns_upstreams: Vec<SocketAddr>,
     pub(crate) registries_config: PathBuf,
     pub(crate) max_pods: u32,
+    pub(crate) metrics: SocketAddr,
     pub(crate) publish: Vec<Publication>,
     pub(crate) stop_pods: bool,
 }
@@ -65,6 +66,7 @@ pub(crate) struct ProxySettings {
     pub(crate) mode: Option<ProxyMode>,
     pub(crate) ranges: Ranges,
     pub(crate) healthz: SocketAddr,
+    pub(crate) metrics: SocketAddr,
 }
 
 /// Port of the cluster's DNS server on the node; the Service has 53, where nodes often run a resolver of their own.
@@ -174,6 +176,7 @@ impl TryFrom<ProxyArgs> for ProxySettings {
                 services: args.service_cidr,
             },
             healthz: args.healthz_bind_address,
+            metrics: args.metrics_bind_address,
             place,
         })
     }
@@ -222,6 +225,7 @@ impl TryFrom<UpArgs> for UpSettings {
             dns_upstreams,
             registries_config,
             max_pods: args.max_pods,
+            metrics: args.metrics_bind_address,
             publish: args
                 .publish
                 .iter()

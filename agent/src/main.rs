@@ -12,6 +12,7 @@ mod in_process;
 mod lock;
 mod look;
 mod memory;
+mod metrics;
 mod namespaces;
 mod paths;
 mod pki;

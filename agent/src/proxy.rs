@@ -23,7 +23,7 @@ use crate::{
     cli::{PlaceArgs, ProxyMode},
     compose,
     config::{Place, ProxySettings},
-    dataplane, lock,
+    dataplane, lock, metrics,
     namespaces::{CgroupNamespaces, NodeSockets},
     shutdown,
     uplinks::UplinkTask,
@@ -37,6 +37,7 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let _lock = lock::acquire(&settings.place.run_dir)?;
     let client = connect(&settings.kubeconfig).await?;
     let health = bind_health(settings.healthz, &settings.place.netns).await?;
+    let metrics = metrics::bind(settings.metrics, &settings.place.netns).await?;
     let opened = dataplane::open(&settings.place, settings.mode, &settings.ranges).await?;
     let mode = opened.mode;
     let addresses = settings.ranges.node_addresses.clone();
@@ -50,6 +51,13 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let token = CancellationToken::new();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     tasks.spawn(serve_health(health, proxy.handle(), token.clone()));
+    let serve = metrics::serve(
+        metrics,
+        proxy.handle(),
+        settings.place.bpffs_dir.clone(),
+        token.clone(),
+    );
+    tasks.spawn(serve);
     spawn(proxy, mode, &settings.place, addresses, &mut tasks, &token);
     tracing::info!(
         node = settings.place.name,
@@ -151,15 +159,24 @@ pub(crate) async fn connect(kubeconfig: &Path) -> Result<Client> {
     Client::try_from(config).context("making a client of the API")
 }
 
-async fn bind_health(address: SocketAddr, netns: &NodeNetns) -> Result<tokio::net::TcpListener> {
+/// Listens in the node's network namespace.
+pub(crate) async fn bind_in_node(
+    address: SocketAddr,
+    netns: &NodeNetns,
+) -> Result<tokio::net::TcpListener> {
     let make = move || {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok::<_, io::Error>(listener)
     };
-    let made = netns.run_blocking(make).await?;
-    let made = made.with_context(|| format!("--healthz-bind-address: listening on {address}"))?;
+    let made = netns.run_blocking(make).await??;
     Ok(tokio::net::TcpListener::from_std(made)?)
+}
+
+async fn bind_health(address: SocketAddr, netns: &NodeNetns) -> Result<tokio::net::TcpListener> {
+    bind_in_node(address, netns)
+        .await
+        .with_context(|| format!("--healthz-bind-address: listening on {address}"))
 }
 
 /// Answers 503 until the Services are programmed, then 200.

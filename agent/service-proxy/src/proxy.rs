@@ -23,8 +23,11 @@ use kube::{
     },
 };
 use parking_lot::Mutex;
-use skiff_ebpf_loader::{Counters, NodeSettings, TableDiff};
-use tokio::{sync::watch, time};
+use skiff_ebpf_loader::{Counters, Frontend, NodeSettings, TableDiff};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -95,10 +98,14 @@ struct Shared {
     health: watch::Sender<Health>,
 }
 
+/// Where the answer to "whose frontend is which" goes.
+type OwnersQuestion = oneshot::Sender<Vec<(Frontend, ServiceName)>>;
+
 /// Asks a running proxy.
 #[derive(Clone)]
 pub struct ProxyHandle {
     shared: Arc<Shared>,
+    questions: mpsc::UnboundedSender<OwnersQuestion>,
 }
 
 impl std::fmt::Debug for ProxyHandle {
@@ -129,6 +136,15 @@ impl ProxyHandle {
         self.shared.counters.lock().clone()
     }
 
+    /// Whose frontend is which. Empty if the proxy has ended.
+    pub async fn owners(&self) -> Vec<(Frontend, ServiceName)> {
+        let (ask, answer) = oneshot::channel();
+        if self.questions.send(ask).is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
     /// The kernel's counters; none if the dataplane has none. Waits while a change is written.
     ///
     /// # Errors
@@ -149,6 +165,10 @@ pub struct ServiceProxy {
     namespaces: Option<Arc<dyn NodeNamespaces>>,
     listeners: Option<Arc<dyn NodeListeners>>,
     shared: Arc<Shared>,
+    questions: (
+        mpsc::UnboundedSender<OwnersQuestion>,
+        mpsc::UnboundedReceiver<OwnersQuestion>,
+    ),
 }
 
 impl std::fmt::Debug for ServiceProxy {
@@ -206,6 +226,7 @@ impl ServiceProxy {
             namespaces: None,
             listeners: None,
             shared,
+            questions: mpsc::unbounded_channel(),
         }
     }
 
@@ -228,6 +249,7 @@ impl ServiceProxy {
     pub fn handle(&self) -> ProxyHandle {
         ProxyHandle {
             shared: Arc::clone(&self.shared),
+            questions: self.questions.0.clone(),
         }
     }
 
@@ -270,6 +292,11 @@ impl ServiceProxy {
                 biased;
                 () = token.cancelled() => return Ok(()),
                 () = retry => {}
+                Some(question) = self.questions.1.recv() => {
+                    // Whoever asked may be gone.
+                    drop(question.send(self.tracker.owners()));
+                    continue;
+                }
                 change = changes.next() => self.take(change.ok_or(ProxyError::WatchEnded)?),
             }
             for _ in 0..BATCH {

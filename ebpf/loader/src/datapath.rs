@@ -155,6 +155,105 @@ pub struct Counters {
     pub policy_unknown: u64,
 }
 
+impl Counters {
+    /// Each with a name for a metric and what it counts.
+    #[must_use]
+    pub fn named(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let mut all = self.of_sockets();
+        all.extend(self.of_packets());
+        all
+    }
+
+    fn of_sockets(&self) -> Vec<(&'static str, &'static str, u64)> {
+        vec![
+            ("connects", "Connections sent to a backend.", self.connects),
+            (
+                "datagrams",
+                "Datagrams of unconnected sockets sent to a backend.",
+                self.datagrams,
+            ),
+            (
+                "refused",
+                "Refused: the Service has no backend.",
+                self.refused,
+            ),
+            (
+                "affinity_hits",
+                "Backends kept by session affinity or flow.",
+                self.affinity_hits,
+            ),
+            (
+                "replies",
+                "Datagrams whose source was turned back.",
+                self.replies,
+            ),
+            (
+                "peer_names",
+                "Calls of getpeername answered with a Service.",
+                self.peer_names,
+            ),
+            ("table_full", "Entries that found no room.", self.table_full),
+            (
+                "inconsistent",
+                "Sets that could not be read consistently.",
+                self.inconsistent,
+            ),
+        ]
+    }
+
+    fn of_packets(&self) -> Vec<(&'static str, &'static str, u64)> {
+        vec![
+            (
+                "pod_direct_packets",
+                "Packets from pod to pod around the bridge.",
+                self.pod_direct,
+            ),
+            (
+                "dropped_spoofed_packets",
+                "Packets of pods dropped for a source that is not theirs.",
+                self.pod_spoofed,
+            ),
+            (
+                "outside_packets",
+                "Packets from clients outside to a backend.",
+                self.nat_packets,
+            ),
+            ("outside_bytes", "Their bytes.", self.nat_bytes),
+            (
+                "outside_reply_packets",
+                "Packets of backends to a client outside.",
+                self.nat_reply_packets,
+            ),
+            ("outside_reply_bytes", "Their bytes.", self.nat_reply_bytes),
+            (
+                "outside_flows",
+                "Connections from outside sent to a backend.",
+                self.nat_flows,
+            ),
+            (
+                "outside_refused",
+                "Packets from outside refused: the Service has no backend.",
+                self.nat_refused,
+            ),
+            (
+                "dropped_no_local_backend_packets",
+                "Packets dropped: externalTrafficPolicy Local and no backend on this node.",
+                self.nat_no_local,
+            ),
+            (
+                "dropped_no_way_packets",
+                "Packets dropped: no free port or no way to a backend on another node.",
+                self.nat_no_way,
+            ),
+            (
+                "dropped_expired_packets",
+                "Packets dropped: on their way for too long.",
+                self.nat_expired,
+            ),
+        ]
+    }
+}
+
 /// The cookie of the calling thread's network namespace.
 ///
 /// # Errors

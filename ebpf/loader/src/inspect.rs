@@ -35,7 +35,9 @@ pub struct SeenFrontend {
     pub outside: Option<Vec<Backend>>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
     pub affinity_seconds: u32,
-    /// Connections (TCP, and UDP by `connect`) to the set of [`Self::inside`] since it exists.
+    /// Which set [`Self::inside`] is. Frontends of one port of a Service share it.
+    pub set: u32,
+    /// Connections (TCP, and UDP by `connect`) to that set since it exists.
     pub connections: u64,
 }
 
@@ -104,6 +106,7 @@ impl Inspector {
                     set => Some(members(set)?),
                 },
                 affinity_seconds: service.affinity_seconds,
+                set: service.inside,
                 connections: self.connections.get(service.inside)?.unwrap_or(0),
             });
         }

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -158,7 +158,17 @@ fn answer(scene: &Scene<'_>, from: &str, host: &str, port: &str) -> Result<Vec<S
     )
 }
 
-/// `skiff service` and `skiff trace` name Services, pods and backends.
+/// What the node's Service proxy tells Prometheus.
+fn metrics(cluster: &Cluster) -> Result<String> {
+    let node = NetNs::open(format!("/run/netns/{}", cluster.name()))?;
+    let mut stream = node.run(|| TcpStream::connect("127.0.0.1:10249"))??;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
+/// `skiff service`, `skiff trace` and the metrics name Services, pods and backends.
 fn operators_see_services_and_decisions_by_name(scene: &Scene<'_>) -> Result<()> {
     scene.apply(&server("one"))?;
     scene.apply(&client("asker"))?;
@@ -199,6 +209,14 @@ fn operators_see_services_and_decisions_by_name(scene: &Scene<'_>) -> Result<()>
     );
     has(&output(&["service", "conntrack"])?, &name)?;
     has(&output(&["service", "tables"])?, "LB_SERVICES")?;
+    let page = metrics(scene.cluster())?;
+    let counted = format!(
+        "skiff_service_connections_total{{namespace={:?},service=\"web\"}} ",
+        scene.namespace()
+    );
+    let line = page.lines().find_map(|line| line.strip_prefix(&counted));
+    let connections: u64 = line.with_context(|| page.clone())?.parse()?;
+    ensure!(connections > 0, "{page}");
 
     let mut trace = skiff(&["trace", "--address", &ip, "--port", "80", "-n", "1"])?
         .stdout(std::process::Stdio::piped())

@@ -176,6 +176,15 @@ impl Tracker {
             .count()
     }
 
+    /// Whose frontend is which.
+    #[must_use]
+    pub fn owners(&self) -> Vec<(Frontend, ServiceName)> {
+        let owners = self.owners.iter();
+        owners
+            .map(|(frontend, owner)| (*frontend, owner.clone()))
+            .collect()
+    }
+
     /// How many frontends are wanted by more than one Service.
     #[must_use]
     pub fn conflicts(&self) -> usize {
