@@ -151,7 +151,7 @@ impl ServiceInfo {
             .filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
             .filter_map(|ingress| ingress.ip.as_ref());
         let created = service.metadata.creation_timestamp.as_ref();
-        Some(Self {
+        let mut info = Self {
             created: created.map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips,
             external_ips: addresses(spec.external_ips.iter().flatten().chain(balancers)),
@@ -165,7 +165,12 @@ impl ServiceInfo {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             health_port: health_port(spec),
-        })
+        };
+        // They are kept, and many.
+        info.cluster_ips.shrink_to_fit();
+        info.external_ips.shrink_to_fit();
+        info.ports.shrink_to_fit();
+        Some(info)
     }
 }
 
@@ -185,13 +190,17 @@ impl SliceInfo {
             })
         });
         let endpoints = slice.endpoints.iter().flatten();
-        Some(Self {
+        let mut info = Self {
             service: ServiceName::new(slice.metadata.namespace.as_deref()?, name),
             ports: ports.collect(),
             endpoints: endpoints
                 .filter_map(|endpoint| endpoint_info(endpoint, node))
                 .collect(),
-        })
+        };
+        // They are kept, and many.
+        info.ports.shrink_to_fit();
+        info.endpoints.shrink_to_fit();
+        Some(info)
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`TestNode`] makes one and removes it, also after a failure. [`Probe`] is a process of a node (or beside it) that opens
 //! sockets on command. Needs root; everything has a name of its own, so tests run beside each other.
 
+pub mod api;
 mod bridged;
 mod fixture;
 mod node;

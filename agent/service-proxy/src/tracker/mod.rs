@@ -1,7 +1,7 @@
 //! What is known of all Services, and what has to change in the tables when one of them does. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     mem,
     net::SocketAddr,
     sync::Arc,
@@ -51,7 +51,8 @@ impl TableView for TableState {
 /// All Services and their slices, which have changed, and who owns which frontend.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    services: HashMap<ServiceName, Known>,
+    /// In boxes: the map is sparse, and moves its entries when it grows.
+    services: HashMap<ServiceName, Box<Known>>,
     /// Namespace and name of a slice, and whose it was when last seen.
     slices: HashMap<(Arc<str>, Box<str>), ServiceName>,
     dirty: HashSet<ServiceName>,
@@ -69,11 +70,29 @@ pub struct Tracker {
 #[derive(Debug, Default)]
 struct Known {
     service: Option<ServiceInfo>,
-    slices: BTreeMap<Box<str>, SliceInfo>,
+    /// By name, in order. Nearly always one, and a tree's node would be ten times as large.
+    slices: Vec<(Box<str>, SliceInfo)>,
     /// What was planned last: its sets, and the frontends it claims.
     sets: Vec<SetId>,
     frontends: Vec<(Frontend, FrontendSpec)>,
     created: i64,
+}
+
+impl Known {
+    /// Takes a slice. False if it is known to be so.
+    fn put_slice(&mut self, name: &str, info: SliceInfo) -> bool {
+        match self.slices.binary_search_by(|(have, _)| (**have).cmp(name)) {
+            Ok(place) => match self.slices.get_mut(place) {
+                Some((_, have)) if *have != info => *have = info,
+                _ => return false,
+            },
+            Err(place) => {
+                self.slices.reserve_exact(1);
+                self.slices.insert(place, (name.into(), info));
+            }
+        }
+        true
+    }
 }
 
 impl Tracker {
@@ -99,25 +118,35 @@ impl Tracker {
 
     /// A slice is (or is not) there.
     pub fn set_slice(&mut self, namespace: &str, slice: &str, info: Option<SliceInfo>) {
-        let key = (Arc::from(namespace), Box::from(slice));
-        let before = match &info {
-            Some(info) => self.slices.insert(key, info.service.clone()),
-            None => self.slices.remove(&key),
-        };
-        if let Some(before) = before
-            && info.as_ref().is_none_or(|info| info.service != before)
-            && let Some(known) = self.services.get_mut(&before)
-        {
-            known.slices.remove(slice);
-            self.dirty.insert(before);
-        }
-        if let Some(info) = info {
-            let name = info.service.clone();
-            let known = self.services.entry(name.clone()).or_default();
-            if known.slices.get(slice) != Some(&info) {
-                known.slices.insert(slice.into(), info);
-                self.dirty.insert(name);
+        let Some(mut info) = info else {
+            let key = (Arc::from(namespace), Box::from(slice));
+            if let Some(before) = self.slices.remove(&key) {
+                self.forget_slice(before, slice);
             }
+            return;
+        };
+        let name = match self.services.get_key_value(&info.service) {
+            // The name is kept once.
+            Some((name, _)) => name.clone(),
+            None => info.service,
+        };
+        info.service = name.clone();
+        let key = (Arc::clone(&name.namespace), Box::from(slice));
+        if let Some(before) = self.slices.insert(key, name.clone())
+            && before != name
+        {
+            self.forget_slice(before, slice);
+        }
+        let known = self.services.entry(name.clone()).or_default();
+        if known.put_slice(slice, info) {
+            self.dirty.insert(name);
+        }
+    }
+
+    fn forget_slice(&mut self, service: ServiceName, slice: &str) {
+        if let Some(known) = self.services.get_mut(&service) {
+            known.slices.retain(|(name, _)| **name != *slice);
+            self.dirty.insert(service);
         }
     }
 
@@ -194,10 +223,12 @@ impl Tracker {
     /// Plans what has changed, and returns what that changes in the tables: only sets and frontends of those Services.
     pub fn diff(&mut self, view: &dyn TableView) -> TableDiff {
         let mut diff = TableDiff::default();
-        let mut touched = BTreeSet::new();
+        let mut touched = Vec::new();
         for name in mem::take(&mut self.dirty) {
             self.replan(&name, view, &mut diff, &mut touched);
         }
+        touched.sort_unstable();
+        touched.dedup();
         self.settle(touched.iter(), view, &mut diff);
         diff
     }
@@ -235,14 +266,15 @@ impl Tracker {
         name: &ServiceName,
         view: &dyn TableView,
         diff: &mut TableDiff,
-        touched: &mut BTreeSet<Frontend>,
+        touched: &mut Vec<Frontend>,
     ) {
         let Some(known) = self.services.get_mut(name) else {
             return;
         };
         let plan = match &known.service {
             Some(service) => {
-                plan_service(name, service, known.slices.values(), self.zone.as_deref())
+                let slices = known.slices.iter().map(|(_, slice)| slice);
+                plan_service(name, service, slices, self.zone.as_deref())
             }
             None => ServicePlan::default(),
         };
@@ -276,12 +308,12 @@ impl Tracker {
                 || !plan.frontends.iter().any(|(still, _)| *still == frontend)
             {
                 self.release(frontend, created_before, name);
-                touched.insert(frontend);
+                touched.push(frontend);
             }
         }
         for (frontend, _) in plan.frontends {
             self.claim(frontend, created, name);
-            touched.insert(frontend);
+            touched.push(frontend);
         }
     }
 

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use proptest::prelude::*;
 use skiff_ebpf_loader::Protocol;

@@ -1,6 +1,7 @@
 //! What the datapath is to do, as values: frontends, backend sets, and the difference between two states.
 
 mod encode;
+mod known;
 mod maglev;
 mod runs;
 mod writer;
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub(crate) use encode::{addr_of, backend_of, frontend_of, ip_of, proto_of, protocol_of};
+use known::Known;
 pub(crate) use writer::Writer;
 pub use writer::Writes;
 
@@ -341,8 +343,10 @@ impl TableState {
         if set.members.iter().map(|member| &member.backend).eq(members) {
             return true;
         }
-        let have: HashSet<&Backend> = set.members.iter().map(|member| &member.backend).collect();
-        members.iter().all(|member| have.contains(member))
+        let have = Known::of(&set.members);
+        members
+            .iter()
+            .all(|member| have.get(member).is_some_and(|have| have.backend == *member))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
     path::Path,
 };
 
@@ -10,7 +9,7 @@ use skiff_ebpf_common as abi;
 use skiff_ebpf_common::maps;
 
 use super::{
-    Backend, Frontend, FrontendSpec, Member, Run, SetId, SetState, TableDiff, TableState,
+    Backend, Frontend, FrontendSpec, Known, Member, Run, SetId, SetState, TableDiff, TableState,
     encode::{backend_of, frontend_of, key_of, spec_of, value_of},
     maglev,
     runs::Runs,
@@ -280,44 +279,48 @@ impl Writer {
         old: Option<&SetState>,
         wanted: &[Backend],
     ) -> Result<Vec<Member>, DatapathError> {
-        let place = |backend: &Backend| (backend.addr, backend.port);
-        let known: HashMap<(IpAddr, u16), Member> = old
-            .into_iter()
-            .flat_map(|old| &old.members)
-            .map(|member| (place(&member.backend), *member))
-            .collect();
+        let known = Known::of(old.map_or(&[], |old| old.members.as_slice()));
+        let kept: Vec<Option<Member>> = wanted.iter().map(|b| known.get(b)).collect();
+        let missing = kept.iter().filter(|member| member.is_none()).count();
+        let mut fresh = self.take_backends(missing)?.into_iter();
         let mut members = Vec::with_capacity(wanted.len());
-        let mut fresh = Vec::new();
-        for backend in wanted {
-            let member = match known.get(&place(backend)) {
-                Some(member) => Member {
-                    backend: *backend,
-                    id: member.id,
-                },
-                None => match self.take(Pool::Backends, 1) {
-                    Ok(id) => {
-                        fresh.push(id);
-                        Member {
-                            backend: *backend,
-                            id,
-                        }
-                    }
-                    Err(error) => {
-                        // Not seen by anybody yet, except that freed ids keep their last generation.
-                        fresh.iter().for_each(|id| self.free_backend(*id));
-                        return Err(error);
-                    }
-                },
+        for (backend, kept) in wanted.iter().zip(kept) {
+            let Some(id) = kept.map(|member| member.id).or_else(|| fresh.next()) else {
+                break;
             };
-            if known
-                .get(&place(backend))
-                .is_none_or(|member| member.backend != *backend)
-            {
-                self.write_backend(set, &member, !known.contains_key(&place(backend)));
+            let member = Member {
+                backend: *backend,
+                id,
+            };
+            if kept.is_none_or(|kept| kept.backend != *backend) {
+                self.write_backend(set, &member, kept.is_none());
             }
             members.push(member);
         }
         Ok(members)
+    }
+
+    /// Ids for so many new backends: side by side if there is such a run, which is found at once.
+    fn take_backends(&mut self, count: usize) -> Result<Vec<u32>, DatapathError> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        if let Some(base) = self.free_backends.take(count) {
+            let end = base.saturating_add(count);
+            self.reach(Pool::Backends, end)?;
+            return Ok((base..end).collect());
+        }
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            match self.take(Pool::Backends, 1) {
+                Ok(id) => ids.push(id),
+                Err(error) => {
+                    // Nobody has seen them.
+                    ids.iter()
+                        .for_each(|id| self.free_backends.give_back(*id, 1));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ids)
     }
 
     fn write_backend(&mut self, set: u32, member: &Member, new: bool) {
@@ -334,13 +337,14 @@ impl Writer {
     /// Frees the slots of the replaced set and the backends that are not in the new one.
     fn retire(&mut self, old: &SetState, kept: &[Member]) {
         self.free_slots.give_back(old.run.base, old.run.count);
-        let kept: HashSet<u32> = kept.iter().map(|member| member.id).collect();
-        for member in old
-            .members
-            .iter()
-            .filter(|member| !kept.contains(&member.id))
-        {
-            self.free_backend(member.id);
+        let kept = Known::of(kept);
+        for member in &old.members {
+            if kept
+                .get(&member.backend)
+                .is_none_or(|kept| kept.id != member.id)
+            {
+                self.free_backend(member.id);
+            }
         }
     }
 
@@ -421,14 +425,19 @@ impl Writer {
             Some(base) => base,
             None => self.take_after_waiting(pool, len)?,
         };
-        let end = base.saturating_add(len);
+        self.reach(pool, base.saturating_add(len))?;
+        Ok(base)
+    }
+
+    /// Makes everything before `end` accessible, and notes that it may be in use.
+    fn reach(&mut self, pool: Pool, end: u32) -> Result<(), DatapathError> {
         match pool {
             Pool::Sets => self.sets.map_up_to(end)?,
             Pool::Slots => self.slots.map_up_to(end)?,
             Pool::Backends => self.backends.map_up_to(end)?,
         }
         self.raise_marks(pool, end);
-        Ok(base)
+        Ok(())
     }
 
     fn take_after_waiting(&mut self, pool: Pool, len: u32) -> Result<u32, DatapathError> {

@@ -1,6 +1,5 @@
 //! From API objects to connections: the Service proxy with a real datapath.
 
-mod api;
 mod udp;
 
 use std::time::{Duration, Instant};
@@ -8,11 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use skiff_ebpf_loader::Datapath;
 use skiff_service_proxy::{ProxyConfig, ProxyError, ProxyHandle, ServiceProxy};
-use skiff_tests_datapath::{PODS, Probe, TestNode, VIP, protocol::Command, servers};
+use skiff_tests_datapath::{
+    PODS, Probe, TestNode, VIP,
+    api::{FakeApi, SERVICES, SLICES, service, slice},
+    protocol::Command,
+    servers,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-use crate::api::{FakeApi, SERVICES, SLICES, service, slice};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
 const PATIENCE: Duration = Duration::from_secs(20);

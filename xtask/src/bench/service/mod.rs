@@ -4,6 +4,7 @@
 //! `tests/datapath`, for this crate knows none of ours.
 
 mod scene;
+mod sync;
 mod traffic;
 
 use std::{
@@ -52,6 +53,7 @@ pub(super) fn build() -> Result<()> {
         "--locked",
         "--package",
         "skiff-tests-datapath",
+        "--bins",
         "--examples",
     ]);
     command::run(&mut cargo)
@@ -98,7 +100,12 @@ type Show<'a> = &'a mut dyn FnMut(Figure) -> Result<()>;
 type Measure = fn(&Bench<'_>, Show<'_>) -> Result<()>;
 
 /// What is measured together, by the identifiers of its figures.
-const PARTS: &[(&[&str], Measure)] = &[(
-    &["svc-cps", "svc-conn-cpu", "svc-rr", "svc-stream"],
-    traffic::measure,
-)];
+const PARTS: &[(&[&str], Measure)] = &[
+    (
+        &["svc-cps", "svc-conn-cpu", "svc-rr", "svc-stream"],
+        traffic::measure,
+    ),
+    (&["svc-sync"], sync::full),
+    (&["svc-update"], sync::update),
+    (&["svc-rss"], sync::memory),
+];
