@@ -171,6 +171,7 @@ mod tests {
             inside: SetId::of(&[name]),
             outside: None,
             affinity_seconds: 0,
+            local_only: false,
         };
         let at = |addr: &str, protocol| {
             let addr: SocketAddr = addr.parse().unwrap();
