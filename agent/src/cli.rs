@@ -91,7 +91,8 @@ pub(crate) enum ServiceVerb {
         /// A frontend as `list` prints it, or NAMESPACE/NAME, or NAMESPACE/NAME:PORT.
         of: Option<String>,
     },
-    /// What is remembered of connections to Services.
+    /// What is remembered of connections to Services: sockets of the node that were sent to a backend (closed ones too, until
+    /// the table is full), and clients outside.
     Conntrack,
     /// How full the tables are.
     Tables,

@@ -67,9 +67,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     RegistriesConfig::load(&settings.registries_config)?;
     let data_dir = &settings.node.data_dir;
     fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
-    let store = data_dir.join("store.redb");
-    let store = RedbStore::open(&store).with_context(|| format!("opening {}", store.display()))?;
-    let store = Arc::new(store);
+    let store = open_store(data_dir)?;
     let authority = Authority::open(&data_dir.join("pki"))?;
     let tls = authority.server_config(&settings)?;
     let images = open_images(&settings.node, Some(&settings.registries_config))?;
@@ -89,14 +87,7 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     let router = api.router();
     let token = CancellationToken::new();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
-    for listener in listeners {
-        let (api, tls, token) = (api.clone(), Arc::clone(&tls), token.clone());
-        tasks.spawn(async move { Ok(api.serve(listener, tls, token).await?) });
-    }
-    tasks.spawn({
-        let (api, token) = (api.clone(), token.clone());
-        async move { Ok(api.run(token).await?) }
-    });
+    start_api(api, listeners, &tls, &mut tasks, &token);
     tasks.spawn({
         let token = token.clone();
         async move {
@@ -138,6 +129,27 @@ pub(crate) async fn up(settings: UpSettings) -> Result<()> {
     // Queued writes are finished before the lock is given back.
     tokio::task::spawn_blocking(move || store.close()).await?;
     result
+}
+
+fn open_store(data_dir: &Path) -> Result<Arc<RedbStore>> {
+    let path = data_dir.join("store.redb");
+    let store = RedbStore::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(Arc::new(store))
+}
+
+fn start_api(
+    api: ApiServer,
+    listeners: Vec<TcpListener>,
+    tls: &Arc<rustls::ServerConfig>,
+    tasks: &mut JoinSet<Result<()>>,
+    token: &CancellationToken,
+) {
+    for listener in listeners {
+        let (api, tls, token) = (api.clone(), Arc::clone(tls), token.clone());
+        tasks.spawn(async move { Ok(api.serve(listener, tls, token).await?) });
+    }
+    let token = token.clone();
+    tasks.spawn(async move { Ok(api.run(token).await?) });
 }
 
 /// Waits for the parts to end.

@@ -1,8 +1,12 @@
 //! `skiff service`.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use skiff_ebpf_loader::{Backend, Frontend, Inspector, Protocol, SeenFrontend};
+use skiff_ebpf_loader::{
+    Backend, FlowState, FlowTable, Frontend, Inspector, NatFlow, Protocol, SeenFrontend,
+};
 
 use super::{bpffs_dir, names::Names, say, table};
 use crate::cli::{OutputFormat, ServiceArgs, ServiceVerb};
@@ -24,7 +28,10 @@ pub(crate) async fn run(args: &ServiceArgs) -> Result<()> {
             );
             backends(&all, &names, args.output)
         }
-        ServiceVerb::Conntrack => conntrack(&inspector, &names, args.output)?,
+        ServiceVerb::Conntrack => {
+            let flows = FlowTable::open(&bpffs_dir(&args.look))?.list()?;
+            conntrack(&inspector, &flows, &names, args.output)?
+        }
         ServiceVerb::Tables => tables(&inspector, args.output)?,
     };
     say(&text).map(drop)
@@ -44,10 +51,7 @@ fn place(frontend: &Frontend) -> (String, &'static str) {
             addr,
             port,
             protocol: proto,
-        } => (
-            std::net::SocketAddr::new(addr, port).to_string(),
-            protocol(proto),
-        ),
+        } => (SocketAddr::new(addr, port).to_string(), protocol(proto)),
         Frontend::NodePort {
             family,
             port,
@@ -122,7 +126,7 @@ fn backends(all: &[SeenFrontend], names: &Names, output: OutputFormat) -> String
     let rows = all.iter().flat_map(|seen| {
         let (frontend, protocol) = place(&seen.frontend);
         seen.inside.iter().map(move |backend| {
-            let addr = std::net::SocketAddr::new(backend.addr, backend.port);
+            let addr = SocketAddr::new(backend.addr, backend.port);
             let pod = names.pod(backend.addr).unwrap_or("-");
             [&frontend, protocol, &addr.to_string(), pod, state(backend)].map(str::to_owned)
         })
@@ -137,33 +141,69 @@ fn backends(all: &[SeenFrontend], names: &Names, output: OutputFormat) -> String
     table::render(&["FRONTEND", "PROTOCOL", "BACKEND", "POD", "STATE"], &rows)
 }
 
-fn conntrack(inspector: &Inspector, names: &Names, output: OutputFormat) -> Result<String> {
-    let sockets = inspector.sockets()?;
-    // The table does not say which protocol a socket speaks: the Service does, if only one of them has it.
-    let service = |asked| {
-        let by = |protocol| names.asked(asked, protocol);
-        by(Protocol::Tcp).or_else(|| by(Protocol::Udp))
-    };
+/// A connection to a Service, from a socket of the node or from a client outside.
+struct Tracked {
+    client: String,
+    asked: SocketAddr,
+    backend: SocketAddr,
+    service: Option<String>,
+    state: &'static str,
+}
+
+fn conntrack(
+    inspector: &Inspector,
+    flows: &[NatFlow],
+    names: &Names,
+    output: OutputFormat,
+) -> Result<String> {
+    let name = |asked, protocol| names.asked(asked, protocol).map(str::to_owned);
+    let sockets = inspector.sockets()?.into_iter().map(|socket| Tracked {
+        client: format!("socket {:x}", socket.cookie),
+        asked: socket.asked,
+        backend: socket.backend,
+        // The table does not say which protocol a socket speaks: the Service does, if only one of them has it.
+        service: name(socket.asked, Protocol::Tcp).or_else(|| name(socket.asked, Protocol::Udp)),
+        state: "socket",
+    });
+    let outside = flows.iter().map(|flow| Tracked {
+        client: flow.client.to_string(),
+        asked: flow.asked,
+        backend: flow.backend,
+        service: name(flow.asked, flow.protocol),
+        state: match flow.state {
+            FlowState::Opening => "opening",
+            FlowState::Open => "open",
+            FlowState::Closing => "closing",
+            FlowState::Refused => "refused",
+        },
+    });
+    let all = sockets.chain(outside);
     if output == OutputFormat::Json {
-        let items = sockets.iter().map(|socket| {
-            json!({"cookie": socket.cookie, "asked": socket.asked.to_string(),
-                "backend": socket.backend.to_string(), "service": service(socket.asked)})
+        let items = all.map(|tracked| {
+            json!({
+                "client": tracked.client,
+                "asked": tracked.asked.to_string(),
+                "backend": tracked.backend.to_string(),
+                "service": tracked.service,
+                "pod": names.pod(tracked.backend.ip()),
+                "state": tracked.state,
+            })
         });
         return Ok(format!("{:#}", items.collect::<serde_json::Value>()));
     }
-    let rows: Vec<Vec<String>> = sockets
-        .iter()
-        .map(|socket| {
+    let rows: Vec<Vec<String>> = all
+        .map(|tracked| {
             vec![
-                format!("{:x}", socket.cookie),
-                socket.asked.to_string(),
-                socket.backend.to_string(),
-                service(socket.asked).unwrap_or("-").to_owned(),
-                names.pod(socket.backend.ip()).unwrap_or("-").to_owned(),
+                tracked.client,
+                tracked.asked.to_string(),
+                tracked.backend.to_string(),
+                tracked.service.unwrap_or_else(|| "-".to_owned()),
+                names.pod(tracked.backend.ip()).unwrap_or("-").to_owned(),
+                tracked.state.to_owned(),
             ]
         })
         .collect();
-    let headings = ["SOCKET", "ASKED", "BACKEND", "SERVICE", "POD"];
+    let headings = ["CLIENT", "ASKED", "BACKEND", "SERVICE", "POD", "STATE"];
     Ok(table::render(&headings, &rows))
 }
 

@@ -20,6 +20,8 @@ use crate::{eventually, leftovers, leftovers::node_leftovers};
 #[derive(Debug)]
 pub struct Cluster {
     name: String,
+    /// Environment of the daemon: its flags as variables.
+    env: Vec<(&'static str, String)>,
     /// Daemons that this test started again: reaped when it ends.
     children: Vec<Child>,
     down: bool,
@@ -73,9 +75,19 @@ impl Cluster {
     /// # Errors
     /// With what `xtask up` printed, if it fails.
     pub fn up(name: &str) -> Result<Self> {
+        Self::up_with(name, &[])
+    }
+
+    /// [`Cluster::up`] with flags of the daemon, as environment variables.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_with(name: &str, env: &[(&'static str, &str)]) -> Result<Self> {
         // A run that was killed may have left one.
+        let env = env.iter().map(|(key, value)| (*key, (*value).to_owned()));
         let cluster = Self {
             name: format!("skiff-t-{name}"),
+            env: env.collect(),
             children: Vec::new(),
             down: false,
         };
@@ -108,6 +120,7 @@ impl Cluster {
             .arg(verb)
             .args(["--name", &self.name])
             .args(args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .current_dir(root());
         let output = command.stdin(Stdio::null()).output()?;
         text(&format!("xtask {verb}"), output)
