@@ -231,6 +231,7 @@ impl Cluster {
     fn skiff_down(&self) -> Result<()> {
         let mut command = Command::new(binary("skiff")?);
         command.arg("down").args(["--node-name", &self.name]);
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command
             .arg("--node-netns")
             .arg(Path::new("/run/netns").join(&self.name));
