@@ -28,8 +28,6 @@ pub struct ServiceKey {
     pub scope: u8,
 }
 
-/// Only clients with an address in `LB_SOURCES` may use the frontend (`loadBalancerSourceRanges`).
-pub const SERVICE_SOURCE_RANGES: u16 = 1 << 0;
 /// `externalTrafficPolicy: Local`: packets from outside are dropped, not refused, while this node has no backend.
 pub const SERVICE_LOCAL_ONLY: u16 = 1 << 1;
 
