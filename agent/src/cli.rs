@@ -229,6 +229,11 @@ pub(crate) struct UpArgs {
     /// needs.
     #[arg(long, env = "SKIFF_PROXY_MODE", value_enum)]
     pub(crate) proxy_mode: Option<ProxyMode>,
+    /// Have the drivers of the links to the outside send on what comes in for endpoints on other nodes and leaves by the same
+    /// link (native XDP), before the kernel's network stack sees it. For physical links; where a driver cannot, and for all
+    /// else, it is done a step later.
+    #[arg(long, env = "SKIFF_XDP")]
+    pub(crate) xdp: bool,
     /// Where the Kubernetes API listens in the machine's own network. With a network namespace for the node it
     /// listens there as well, on the same port of all addresses.
     #[arg(
@@ -314,6 +319,11 @@ pub(crate) struct ProxyArgs {
     /// needs.
     #[arg(long, env = "SKIFF_PROXY_MODE", value_enum)]
     pub(crate) proxy_mode: Option<ProxyMode>,
+    /// Have the drivers of the links to the outside send on what comes in for endpoints on other nodes and leaves by the same
+    /// link (native XDP), before the kernel's network stack sees it. For physical links; where a driver cannot, and for all
+    /// else, it is done a step later.
+    #[arg(long, env = "SKIFF_XDP")]
+    pub(crate) xdp: bool,
     /// Addresses of all pods of the cluster; with iptables, what comes from elsewhere is masqueraded on its way to a
     /// ClusterIP.
     #[arg(

@@ -44,6 +44,7 @@ use crate::{
     proxy,
     publish::Publisher,
     shutdown,
+    uplinks::UplinkConfig,
 };
 
 /// How long the parts may take to end when asked to.
@@ -291,7 +292,11 @@ fn start_proxy(
         token.clone(),
     );
     tasks.spawn(serve);
-    proxy::spawn(proxy, mode, place, addresses, tasks, token);
+    let uplinks = UplinkConfig {
+        node_addresses: addresses,
+        xdp: settings.xdp,
+    };
+    proxy::spawn(proxy, mode, place, uplinks, tasks, token);
     Ok(())
 }
 

@@ -47,6 +47,7 @@ pub(crate) struct UpSettings {
     pub(crate) node_ip6: Option<Ipv6Addr>,
     pub(crate) load_balancer_ranges: Vec<IpNetwork>,
     pub(crate) proxy_mode: Option<ProxyMode>,
+    pub(crate) xdp: bool,
     pub(crate) api_bind: SocketAddr,
     pub(crate) tls_san: Vec<String>,
     pub(crate) cluster_domain: String,
@@ -64,6 +65,7 @@ pub(crate) struct ProxySettings {
     pub(crate) place: Place,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) mode: Option<ProxyMode>,
+    pub(crate) xdp: bool,
     pub(crate) ranges: Ranges,
     pub(crate) healthz: SocketAddr,
     pub(crate) metrics: SocketAddr,
@@ -170,6 +172,7 @@ impl TryFrom<ProxyArgs> for ProxySettings {
         Ok(Self {
             kubeconfig: args.kubeconfig.context("--kubeconfig is missing")?,
             mode: args.proxy_mode,
+            xdp: args.xdp,
             ranges: Ranges {
                 node_addresses,
                 pods: args.cluster_cidr,
@@ -219,6 +222,7 @@ impl TryFrom<UpArgs> for UpSettings {
             node_ip6,
             load_balancer_ranges: args.load_balancer_cidr,
             proxy_mode: args.proxy_mode,
+            xdp: args.xdp,
             api_bind: args.api_bind,
             tls_san: args.tls_san,
             cluster_domain: args.cluster_domain,

@@ -26,7 +26,7 @@ use crate::{
     dataplane, lock, metrics,
     namespaces::{CgroupNamespaces, NodeSockets},
     shutdown,
-    uplinks::UplinkTask,
+    uplinks::{UplinkConfig, UplinkTask},
 };
 
 /// Another cluster's API server may give any port to a Service as its NodePort.
@@ -58,7 +58,11 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
         token.clone(),
     );
     tasks.spawn(serve);
-    spawn(proxy, mode, &settings.place, addresses, &mut tasks, &token);
+    let uplinks = UplinkConfig {
+        node_addresses: addresses,
+        xdp: settings.xdp,
+    };
+    spawn(proxy, mode, &settings.place, uplinks, &mut tasks, &token);
     tracing::info!(
         node = settings.place.name,
         addresses = ?settings.ranges.node_addresses,
@@ -133,14 +137,14 @@ pub(crate) fn spawn(
     proxy: ServiceProxy,
     mode: ProxyMode,
     place: &Place,
-    node_addresses: Vec<IpAddr>,
+    uplinks: UplinkConfig,
     tasks: &mut JoinSet<Result<()>>,
     token: &CancellationToken,
 ) {
     let (handle, ending) = (proxy.handle(), token.clone());
     tasks.spawn(dataplane::retire_other(mode, place.clone(), handle, ending));
     if mode == ProxyMode::Ebpf {
-        let uplinks = UplinkTask::new(place, node_addresses, proxy.handle());
+        let uplinks = UplinkTask::new(place, uplinks, proxy.handle());
         let ending = token.clone();
         tasks.spawn(async move {
             uplinks.run(ending).await;

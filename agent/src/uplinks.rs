@@ -23,20 +23,28 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How often connections that have ended are removed.
 const SWEEP: Duration = Duration::from_secs(15);
 
+/// What it is told.
+pub(crate) struct UplinkConfig {
+    /// The node's own.
+    pub(crate) node_addresses: Vec<IpAddr>,
+    /// Whether drivers are asked to help.
+    pub(crate) xdp: bool,
+}
+
 /// Looks after the links and the connections that come in by them.
 pub(crate) struct UplinkTask {
     netns: NodeNetns,
     bpffs_dir: PathBuf,
-    node_addresses: Vec<IpAddr>,
+    config: UplinkConfig,
     proxy: ProxyHandle,
 }
 
 impl UplinkTask {
-    pub(crate) fn new(place: &Place, node_addresses: Vec<IpAddr>, proxy: ProxyHandle) -> Self {
+    pub(crate) fn new(place: &Place, config: UplinkConfig, proxy: ProxyHandle) -> Self {
         Self {
             netns: place.netns.clone(),
             bpffs_dir: place.bpffs_dir.clone(),
-            node_addresses,
+            config,
             proxy,
         }
     }
@@ -102,7 +110,7 @@ impl UplinkTask {
         }
         let own: Vec<u32> = addresses
             .iter()
-            .filter(|(_, address)| self.node_addresses.contains(&address.ip()))
+            .filter(|(_, address)| self.config.node_addresses.contains(&address.ip()))
             .map(|(link, _)| *link)
             .collect();
         let wanted = plan_uplinks(&links, &routes, &own);
@@ -113,10 +121,22 @@ impl UplinkTask {
                 .run(|| uplinks.attach(*ifindex))?
                 .with_context(|| format!("link {ifindex}"))?;
         }
+        let mut named = links.iter().filter(|link| wanted.contains(&link.index));
         if before != wanted {
-            let named = links.iter().filter(|link| wanted.contains(&link.index));
-            let names: Vec<&str> = named.map(|link| link.name.as_str()).collect();
+            let names: Vec<&str> = named.clone().map(|link| link.name.as_str()).collect();
             tracing::info!(links = ?names, "serving clients outside");
+        }
+        named.try_for_each(|link| self.help(link, uplinks, before.contains(&link.index)))
+    }
+
+    /// Has the link's driver help, if that is wanted, or not any more.
+    fn help(&self, link: &Link, uplinks: &Uplinks, before: bool) -> Result<()> {
+        if !self.config.xdp {
+            return Ok(uplinks.detach_xdp(link.index)?);
+        }
+        let helps = is_physical(link) && self.netns.run(|| uplinks.attach_xdp(link.index))??;
+        if !helps && !before {
+            tracing::warn!(link = link.name, "no native XDP: served by TCX alone");
         }
         Ok(())
     }
@@ -147,6 +167,12 @@ fn is_unsupported(error: &anyhow::Error) -> bool {
 /// Whether it has Ethernet frames, and is not a part of another link.
 fn may_lead_out(link: &Link) -> bool {
     link.up && link.mac.len() == 6 && link.controller.is_none() && link.name != "lo"
+}
+
+/// Whether its driver sees packets as they were sent: those of links that the kernel makes up (veth, vxlan, …) have checksums
+/// that are still to be computed.
+fn is_physical(link: &Link) -> bool {
+    link.kind.is_empty()
 }
 
 /// The links that clients outside come in by, and those by which backends on other nodes answer: what leads to the rest of the

@@ -1,8 +1,8 @@
-//! Builds the kernel programs (`ebpf/programs`) and leaves the object in `OUT_DIR`.
+//! Builds the kernel programs (`ebpf/programs`) and leaves the objects in `OUT_DIR`.
 //!
 //! They are a cargo workspace of their own: another target, which needs the source of `core` and a linker for bitcode.
 //! Both lie in the folder that `cargo xtask setup` fills (`SKIFF_TOOLS`, else `.tools` of the workspace).
-//! `SKIFF_EBPF_OBJECT` names a ready-made object instead.
+//! `SKIFF_EBPF_OBJECT` names a ready-made object instead (and, for benches, one beside it).
 
 use std::{
     env, fs,
@@ -13,16 +13,15 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 const NAME: &str = "skiff-programs";
+const GENERATOR: &str = "packet-generator";
 
 fn main() -> Result<()> {
     for name in ["SKIFF_EBPF_OBJECT", "SKIFF_TOOLS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
-    let out = PathBuf::from(env::var("OUT_DIR")?).join(NAME);
     if let Some(object) = env::var_os("SKIFF_EBPF_OBJECT").map(PathBuf::from) {
         rerun_if_changed(&object);
-        fs::copy(&object, &out).with_context(|| format!("copying {}", object.display()))?;
-        return Ok(());
+        return copy_out(&object);
     }
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
         .join("../..")
@@ -41,8 +40,18 @@ fn main() -> Result<()> {
             rerun_if_changed(&path);
         }
     }
-    let object = build(&root, &tools)?;
-    fs::copy(&object, &out).with_context(|| format!("copying {}", object.display()))?;
+    copy_out(&build(&root, &tools)?)
+}
+
+fn copy_out(object: &Path) -> Result<()> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let copy = |from: &Path, name| {
+        fs::copy(from, out.join(name)).with_context(|| format!("copying {}", from.display()))
+    };
+    copy(object, NAME)?;
+    if env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        copy(&object.with_file_name(GENERATOR), GENERATOR)?;
+    }
     Ok(())
 }
 

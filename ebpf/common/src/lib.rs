@@ -41,7 +41,7 @@ mod trace;
 pub use crate::{addr::*, metric::*, nat::*, pod::*, policy::*, service::*, trace::*};
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Types that are nothing but their bytes: no padding, every bit pattern valid.
 ///
@@ -64,6 +64,6 @@ macro_rules! plain {
 
 plain! {
     Addr: 16, ServiceKey: 20, Service: 36, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
-    AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 80, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
+    AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 88, NextHop: 12, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
     PolicyIds: 8, PolicyCidrKey: 20, PolicyRule: 12, PolicyRuleKey: 16, PolicyConnKey: 40, PolicyConn: 16, PolicyFragKey: 40,
 }

@@ -70,7 +70,27 @@ pub struct Flow {
     /// `FLOW_OPEN` and its like.
     pub state: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// How a frame leaves by `out`, once the programs that make frames themselves (XDP) have asked; all zero before.
+    pub hop: NextHop,
+}
+
+/// Where a frame goes on its link.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// The hardware address of the next host; all zero if it is not known.
+    pub to: [u8; 6],
+    /// The link's own.
+    pub own: [u8; 6],
+}
+
+impl NextHop {
+    /// Not known.
+    pub const UNKNOWN: Self = Self {
+        to: [0; 6],
+        own: [0; 6],
+    };
 }
 
 /// The datagram that a fragment is part of.

@@ -2,7 +2,7 @@
 
 use skiff_ebpf_common::{
     Addr, BACKEND_LOCAL, Backend, FLOW_FIN, FLOW_OPEN, FLOW_REFUSED, FLOW_REMOTE, FLOW_REPLY,
-    FLOW_RESET, Flow, FlowKey, PROTO_TCP, PROTO_UDP, SCOPE_NODE_PORT, SERVICE_LOCAL_ONLY,
+    FLOW_RESET, Flow, FlowKey, NextHop, PROTO_TCP, PROTO_UDP, SCOPE_NODE_PORT, SERVICE_LOCAL_ONLY,
     SNAT_FIRST, SNAT_PORTS, Service, Slot,
 };
 
@@ -74,6 +74,15 @@ pub enum Choice {
     Inconsistent,
     /// To this backend.
     Backend(Slot, Backend),
+}
+
+impl Choice {
+    /// Whether it is a backend on another node.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Backend(_, backend) if backend.flags & BACKEND_LOCAL == 0)
+    }
 }
 
 /// Chooses a backend for a packet from outside. `key` has the client first.
@@ -243,7 +252,8 @@ pub fn write_forward(
     flow.last_seen = now;
     flow.flags = target.flags;
     flow.state = 0;
-    flow.pad = [0; 5];
+    flow.pad = 0;
+    flow.hop = NextHop::UNKNOWN;
 }
 
 /// Writes key and entry for the packets that answer those of `key`, which `flow` translates.
@@ -271,7 +281,8 @@ pub fn write_reply(reply_key: &mut FlowKey, reply: &mut Flow, key: &FlowKey, flo
     reply.last_seen = flow.last_seen;
     reply.flags = flow.flags | FLOW_REPLY;
     reply.state = 0;
-    reply.pad = [0; 5];
+    reply.pad = 0;
+    reply.hop = NextHop::UNKNOWN;
 }
 
 /// The ports of a packet as they lie in it.

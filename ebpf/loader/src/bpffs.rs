@@ -5,8 +5,8 @@
 //! <bpffs_dir>/pod_egress, pod_ingress     the programs for pods' links
 //! <bpffs_dir>/pods/12 …                   the attachments of the first, by the number of the link
 //! <bpffs_dir>/pods_ingress/12 …           those of the second
-//! <bpffs_dir>/uplinks/in-2 …              those at links to the outside, for both ways
-//! <bpffs_dir>/uplink_in, uplink_out       the programs that they attach
+//! <bpffs_dir>/uplinks/in-2 …              those at links to the outside, for both ways, and XDP's
+//! <bpffs_dir>/uplink_in, uplink_out, uplink_xdp   the programs that they attach
 //! <bpffs_dir>/maps-<abi>-<shape>/LB_…    the tables; another ABI or other sizes lie beside
 //! ```
 
@@ -31,8 +31,8 @@ pub(crate) const LINKS: &str = "links";
 /// The programs at pods' links: for what pods send, for what they get.
 pub(crate) const POD_PROGRAMS: [&str; 2] = ["pod_egress", "pod_ingress"];
 pub(crate) const UPLINKS: &str = "uplinks";
-pub(crate) const UPLINK_IN: &str = "uplink_in";
-pub(crate) const UPLINK_OUT: &str = "uplink_out";
+/// The programs at links to the outside: for frames, for packets that come in, for those that go out.
+pub(crate) const UPLINK_PROGRAMS: [&str; 3] = ["uplink_xdp", "uplink_in", "uplink_out"];
 pub(crate) const MAPS_PREFIX: &str = "maps-";
 
 /// Where the attachments of one of [`POD_PROGRAMS`] are pinned.
@@ -133,7 +133,7 @@ pub fn teardown(bpffs_dir: &Path) -> Result<(), DatapathError> {
             }
             note(absent_is_fine("removing", &links, fs::remove_dir(&links)));
         }
-        let programs = POD_PROGRAMS.into_iter().chain([UPLINK_IN, UPLINK_OUT]);
+        let programs = POD_PROGRAMS.into_iter().chain(UPLINK_PROGRAMS);
         for program in programs.map(|name| bpffs_dir.join(name)) {
             let removed = fs::remove_file(&program);
             note(absent_is_fine("removing", &program, removed));

@@ -14,6 +14,8 @@ mod bpffs;
 mod datapath;
 mod error;
 mod flows;
+#[cfg(feature = "bench")]
+mod generator;
 mod inspect;
 mod pods;
 mod policy;
@@ -25,6 +27,8 @@ mod test_run;
 mod trace;
 mod uplink;
 
+#[cfg(feature = "bench")]
+pub use crate::generator::PacketGenerator;
 pub use crate::{
     bpffs::teardown,
     datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
@@ -39,7 +43,7 @@ pub use crate::{
         Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff,
         TableState, Writes,
     },
-    test_run::{TestRun, test_run},
+    test_run::{TestRun, test_run, test_run_xdp},
     trace::{TraceHook, TraceVerdict, Traced, Tracer, Want},
     uplink::Uplinks,
 };

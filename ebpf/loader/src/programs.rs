@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, Program, ProgramError},
     util::KernelVersion,
 };
 use skiff_ebpf_common::maps;
@@ -35,10 +35,11 @@ pub(crate) const HOOKS: [(&str, u32); 10] = [
     ("getpeername6", 30),
 ];
 
-/// The programs at links: those for pods, and both ways at the links to the outside.
-const LINK_PROGRAMS: [&str; 4] = {
+/// The programs at links: those for pods, and those at the links to the outside.
+const LINK_PROGRAMS: [&str; 5] = {
     let [egress, ingress] = bpffs::POD_PROGRAMS;
-    [egress, ingress, bpffs::UPLINK_IN, bpffs::UPLINK_OUT]
+    let [xdp, uplink_in, uplink_out] = bpffs::UPLINK_PROGRAMS;
+    [egress, ingress, xdp, uplink_in, uplink_out]
 };
 
 /// The programs, accepted by the kernel and bound to the maps in one folder.
@@ -63,9 +64,7 @@ impl Programs {
                 .map_err(|source| explain(name, source))?;
         }
         for name in LINK_PROGRAMS {
-            link_program(&mut object, name)?
-                .load()
-                .map_err(|source| explain(name, source))?;
+            load_link_program(&mut object, name)?;
         }
         Ok(Self { object })
     }
@@ -74,7 +73,9 @@ impl Programs {
     pub(crate) fn pin_link_programs(&mut self, folder: &Path) -> Result<(), DatapathError> {
         for name in LINK_PROGRAMS {
             let path = folder.join(name);
-            let fd = link_program(&mut self.object, name)?
+            let program = self.object.program(name);
+            let fd = program
+                .ok_or(DatapathError::NoProgram { program: name })?
                 .fd()
                 .map_err(|source| DatapathError::Program {
                     program: name,
@@ -156,18 +157,14 @@ fn program<'a>(
     })
 }
 
-fn link_program<'a>(
-    object: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut SchedClassifier, DatapathError> {
+fn load_link_program(object: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let missing = DatapathError::NoProgram { program: name };
-    let Some(program) = object.program_mut(name) else {
-        return Err(missing);
+    let loaded = match object.program_mut(name).ok_or(missing)? {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => return Err(DatapathError::NoProgram { program: name }),
     };
-    program.try_into().map_err(|source| DatapathError::Program {
-        program: name,
-        source,
-    })
+    loaded.map_err(|source| explain(name, source))
 }
 
 fn explain_load(error: aya::EbpfError) -> DatapathError {

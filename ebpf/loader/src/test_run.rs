@@ -26,9 +26,34 @@ pub fn test_run(
     packet: &[u8],
     repeat: u32,
 ) -> Result<TestRun, DatapathError> {
+    run(bpffs_dir, name, packet, repeat, None)
+}
+
+/// As [`test_run`], for an XDP program and a packet that came in by a link of the calling thread's network namespace; some XDP
+/// program must be attached to that.
+///
+/// # Errors
+/// As [`test_run`], and if the link is none of that kind.
+pub fn test_run_xdp(
+    bpffs_dir: &Path,
+    name: &str,
+    packet: &[u8],
+    repeat: u32,
+    ifindex: u32,
+) -> Result<TestRun, DatapathError> {
+    run(bpffs_dir, name, packet, repeat, Some(ifindex))
+}
+
+fn run(
+    bpffs_dir: &Path,
+    name: &str,
+    packet: &[u8],
+    repeat: u32,
+    xdp_link: Option<u32>,
+) -> Result<TestRun, DatapathError> {
     let pin = bpffs_dir.join(name);
     let program = sys::obj_get(&pin).map_err(|e| DatapathError::io("opening", &pin, e))?;
-    let (verdict, packet, nanos) = sys::prog_test_run(program.as_fd(), packet, repeat)
+    let (verdict, packet, nanos) = sys::prog_test_run(program.as_fd(), packet, repeat, xdp_link)
         .map_err(|e| DatapathError::io("running", &pin, e))?;
     Ok(TestRun {
         verdict,

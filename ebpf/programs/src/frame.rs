@@ -1,9 +1,11 @@
 //! Frames as the kernel shows them: read and written in place, checksums kept right.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_csum_update, bpf_l4_csum_replace},
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use skiff_ebpf_common::{Addr, Flow, PROTO_UDP};
 use skiff_lb::{
@@ -14,7 +16,7 @@ use skiff_lb::{
 /// Ethernet, IPv6 without more headers, and TCP without options: enough for nearly all.
 const COMMON_HEADERS: usize = ETHERNET + 40 + 20;
 /// No transport's header begins behind it: IPv4's options end before.
-const L4_MASK: usize = 0x7f;
+pub(crate) const L4_MASK: usize = 0x7f;
 
 /// What of a frame is at hand.
 pub(crate) struct Frame {
@@ -31,6 +33,17 @@ impl Frame {
             end: ctx.data_end(),
             length: ctx.len() as usize,
         }
+    }
+
+    /// One of which all is at hand.
+    #[inline(always)]
+    pub(crate) fn whole(ctx: &XdpContext) -> Self {
+        let (data, end) = (ctx.data(), ctx.data_end());
+        let length = end - data;
+        // SAFETY: a live variable. Volatile, else the compiler sees what length and end have to do with each other and leaves out
+        // checks that the verifier wants.
+        let length = unsafe { ptr::read_volatile(&raw const length) };
+        Self { data, end, length }
     }
 
     #[inline(always)]

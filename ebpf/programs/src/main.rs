@@ -29,6 +29,7 @@ mod sendmsg6;
 mod tables;
 mod trace;
 mod uplink;
+mod uplink_xdp;
 
 /// Programs cannot panic: what could is refused by the verifier.
 #[cfg(not(test))]

@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{LruHashMap, PerCpuArray},
 };
 use skiff_ebpf_common::{
-    Addr, FLOW_REMOTE, FLOW_REPLY, Flow, FlowKey, FragmentKey, Metric, TraceEvent, TraceHook,
-    TraceVerdict, limits,
+    Addr, FLOW_REMOTE, FLOW_REPLY, Flow, FlowKey, FragmentKey, Metric, NextHop, TraceEvent,
+    TraceHook, TraceVerdict, limits,
 };
 use skiff_lb::{
     Tables as _,
@@ -74,6 +74,13 @@ pub(crate) const GO: Way = 2;
 /// To a backend on another node; inside this file only.
 const GO_REMOTE: Way = 3;
 
+/// Any new flow is opened.
+const ANY: u32 = 0;
+/// The flow goes on, but now comes in by another link.
+const MOVED: u32 = 1;
+/// Only what goes to another node.
+const ELSEWHERE: u32 = 2;
+
 /// Gives a fragment the ports of its datagram, which only the first one has. False: they are not known.
 #[inline(never)]
 pub(crate) fn complete(headers: &mut Headers) -> bool {
@@ -135,7 +142,7 @@ pub(crate) fn incoming(ctx: *mut c_void, scratch: &mut Scratch, link: u32, bytes
     // SAFETY: has no arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let key = &headers.key;
-    let mut moved = 0;
+    let mut how = ANY;
     if let Some(entry) = find(key, flow) {
         if flow.flags & FLOW_REPLY != 0 {
             if flow.flags & FLOW_REMOTE == 0 {
@@ -152,10 +159,10 @@ pub(crate) fn incoming(ctx: *mut c_void, scratch: &mut Scratch, link: u32, bytes
                 count_packet(Metric::NatPackets, Metric::NatBytes, bytes);
                 return GO;
             }
-            moved = 1;
+            how = MOVED;
         }
     }
-    let mut way = open(scratch, link, moved);
+    let mut way = open(scratch, link, how);
     if way == GO_REMOTE {
         way = open_remote(ctx, scratch, link);
     }
@@ -163,6 +170,66 @@ pub(crate) fn incoming(ctx: *mut c_void, scratch: &mut Scratch, link: u32, bytes
         count_packet(Metric::NatPackets, Metric::NatBytes, bytes);
     }
     way
+}
+
+/// A packet that came in by `link` and may leave by it again, to a backend on another node or to the client of one. If it
+/// [`GO`]es, `flow` says how, and where on the link. All else is left to [`incoming`].
+#[inline(always)]
+pub(crate) fn passing(ctx: *mut c_void, scratch: &mut Scratch, link: u32, bytes: u32) -> Way {
+    let Scratch { headers, flow, .. } = scratch;
+    let key = &headers.key;
+    if let Some(entry) = find(key, flow) {
+        if flow.flags & FLOW_REMOTE == 0 || flow.out != link {
+            return PASS;
+        }
+        let is_reply = flow.flags & FLOW_REPLY != 0;
+        if !is_reply
+            && (flow.link != link || !nat::is_current(&KernelTables, flow, key.proto, headers.tcp))
+        {
+            return PASS;
+        }
+        if !meet(ctx, entry, flow, headers.tcp) {
+            return PASS;
+        }
+        if is_reply {
+            count_packet(Metric::NatReplyPackets, Metric::NatReplyBytes, bytes);
+        } else {
+            count_packet(Metric::NatPackets, Metric::NatBytes, bytes);
+        }
+        return GO;
+    }
+    let mut way = open(scratch, link, ELSEWHERE);
+    if way == GO_REMOTE {
+        way = open_remote(ctx, scratch, link);
+    }
+    let flow = &scratch.flow;
+    if way == GO && (flow.out != link || flow.hop == NextHop::UNKNOWN) {
+        // The others know it now.
+        return PASS;
+    }
+    if way == GO {
+        count_packet(Metric::NatPackets, Metric::NatBytes, bytes);
+    }
+    way
+}
+
+/// Notes that a packet passed, and asks for the next host if that is not known, or once a second. False: it is not to be had.
+#[inline(always)]
+fn meet(ctx: *mut c_void, entry: *mut Flow, flow: &mut Flow, tcp: u8) -> bool {
+    // SAFETY: has no arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let touch = nat::touch(flow, tcp, now);
+    if !touch.write && flow.hop != NextHop::UNKNOWN {
+        return true;
+    }
+    let out = route(ctx, flow.out, &flow.src, &flow.dst, &mut flow.hop);
+    if out != flow.out || flow.hop == NextHop::UNKNOWN {
+        return false;
+    }
+    // SAFETY: the element is the table's and stays mapped while the program runs. Others write the same, or what is as new.
+    unsafe { ptr::write_volatile(&raw mut (*entry).hop, flow.hop) };
+    note(entry, flow, tcp, now);
+    true
 }
 
 /// A packet that a backend of this node sends: whether it is an answer that is to be translated as `flow` says.
@@ -188,15 +255,19 @@ fn count_packet(packets: Metric, bytes: Metric, length: u32) {
     add(bytes, u64::from(length));
 }
 
-/// Opens a flow; or takes `flow` up, which goes on, but now comes in by another link (`moved`).
+/// Opens a flow, or takes `flow` up again, as `how` says ([`ANY`] and its like).
 #[inline(never)]
-fn open(scratch: &mut Scratch, link: u32, moved: u32) -> Way {
+fn open(scratch: &mut Scratch, link: u32, how: u32) -> Way {
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
-    scratch.target = if moved != 0 {
+    scratch.target = if how == MOVED {
         Target::of(flow)
     } else {
-        match nat::choose(&KernelTables, key, headers.tcp) {
+        let choice = nat::choose(&KernelTables, key, headers.tcp);
+        if how == ELSEWHERE && !choice.is_elsewhere() {
+            return PASS;
+        }
+        match choice {
             Choice::Pass => return PASS,
             Choice::NoLocal => return dropped(Metric::NatNoLocal),
             Choice::Inconsistent => return dropped(Metric::Inconsistent),
@@ -241,7 +312,8 @@ fn open_remote(ctx: *mut c_void, scratch: &mut Scratch, link: u32) -> Way {
     let Some(node) = node_address(headers.is_v4) else {
         return dropped(Metric::NatNoWay);
     };
-    let out = route(ctx, link, &node, &scratch.target.addr);
+    let mut hop = NextHop::UNKNOWN;
+    let out = route(ctx, link, &node, &scratch.target.addr, &mut hop);
     if out == 0 {
         return dropped(Metric::NatNoWay);
     }
@@ -253,6 +325,7 @@ fn open_remote(ctx: *mut c_void, scratch: &mut Scratch, link: u32) -> Way {
         nat::write_reply(&mut scratch.reply_key, &mut scratch.reply, key, flow);
         if insert(&scratch.reply_key, &scratch.reply, BPF_NOEXIST) {
             flow.out = out;
+            flow.hop = hop;
             if insert(key, flow, BPF_ANY) {
                 return GO;
             }
@@ -267,9 +340,10 @@ fn insert(key: &FlowKey, flow: &Flow, how: u32) -> bool {
     NAT_FLOWS.insert(key, flow, u64::from(how)).is_ok()
 }
 
-/// The number of the link by which the node, as a router, sends on what came in by `link`. 0: there is none.
+/// The number of the link by which the node, as a router, sends on what came in by `link`, and in `hop` the next host there if
+/// its hardware address is known. 0: there is none.
 #[inline(never)]
-fn route(ctx: *mut c_void, link: u32, src: &Addr, dst: &Addr) -> u32 {
+fn route(ctx: *mut c_void, link: u32, src: &Addr, dst: &Addr, hop: &mut NextHop) -> u32 {
     let is_v4 = dst.is_v4();
     // SAFETY: all zero is a valid question.
     let mut ask = unsafe { core::mem::zeroed::<FibLookup>() };
@@ -286,6 +360,11 @@ fn route(ctx: *mut c_void, link: u32, src: &Addr, dst: &Addr) -> u32 {
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is valid while the program runs, the question is live and of the size given.
     let result = unsafe { bpf_fib_lookup(ctx, &raw mut ask, size, 0) };
+    *hop = NextHop::UNKNOWN;
+    if result == 0 {
+        hop.to = ask.dmac;
+        hop.own = ask.smac;
+    }
     if result == 0 || result == NO_NEIGHBOUR {
         ask.ifindex
     } else {

@@ -7,6 +7,7 @@ pub mod api;
 mod bridged;
 mod fixture;
 mod node;
+pub mod packet;
 mod pod;
 
 pub use skiff_test_harness::probe::{Probe, protocol};

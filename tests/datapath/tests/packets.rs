@@ -1,23 +1,22 @@
 //! What the programs at links make of single packets, whole and broken: {name, packet in, verdict, packet out}.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use skiff_ebpf_loader::{
     Backend, Datapath, DesiredTables, Frontend, FrontendSpec, IpFamily, NodeSettings, Protocol,
     SetId, test_run,
 };
-use skiff_tests_datapath::{TestNode, program};
+use skiff_tests_datapath::{
+    TestNode,
+    packet::{ACK, Packet, RST, SYN, TCP, UDP, packet},
+    program,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
 /// Goes on: to the next program, and to the node's stack.
 const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
 
 const NODE: [IpAddr; 2] = [v4(192, 1), v6(1)];
 const CLIENT: [IpAddr; 2] = [v4(198, 2), v6(2)];
@@ -30,121 +29,6 @@ const fn v4(first: u8, last: u8) -> IpAddr {
 
 const fn v6(last: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last))
-}
-
-/// A packet to be.
-#[derive(Clone, Copy, Debug)]
-struct Packet {
-    from: SocketAddr,
-    to: SocketAddr,
-    proto: u8,
-    flags: u8,
-    ttl: u8,
-    /// Words of IPv4 options.
-    options: usize,
-    /// Of the IPv4 header: more fragments, and where this one begins.
-    fragment: u16,
-    /// UDP without a checksum.
-    unsummed: bool,
-    payload: &'static [u8],
-}
-
-fn packet(proto: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
-    Packet {
-        from: from.into(),
-        to: to.into(),
-        proto,
-        flags: SYN,
-        ttl: 61,
-        options: 0,
-        fragment: 0,
-        unsummed: false,
-        payload: b"sixteen bytes ..",
-    }
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-/// The Internet checksum, computed from nothing.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or_default()
-}
-
-/// A length as a packet has it.
-fn length(bytes: usize) -> [u8; 2] {
-    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
-}
-
-impl Packet {
-    /// The frame. Its addresses of Ethernet are the loopback link's.
-    fn frame(&self) -> Vec<u8> {
-        let transport = self.transport();
-        let mut frame = vec![0; 12];
-        if self.from.is_ipv4() {
-            let header = 20 + self.options * 4;
-            frame.extend(0x0800_u16.to_be_bytes());
-            let mut ip = vec![0x40 | u8::try_from(header / 4).unwrap_or_default(), 0];
-            ip.extend(length(header + transport.len()));
-            ip.extend(0x1234_u16.to_be_bytes());
-            ip.extend(self.fragment.to_be_bytes());
-            ip.extend([self.ttl, self.proto, 0, 0]);
-            ip.extend(octets(self.from.ip()));
-            ip.extend(octets(self.to.ip()));
-            ip.extend(vec![1; self.options * 4]);
-            let sum = checksum(&ip);
-            ip[10..12].copy_from_slice(&sum.to_be_bytes());
-            frame.extend(ip);
-        } else {
-            frame.extend(0x86dd_u16.to_be_bytes());
-            frame.extend([0x60, 0, 0, 0]);
-            frame.extend(length(transport.len()));
-            frame.extend([self.proto, self.ttl]);
-            frame.extend(octets(self.from.ip()));
-            frame.extend(octets(self.to.ip()));
-        }
-        frame.extend(transport);
-        frame
-    }
-
-    fn transport(&self) -> Vec<u8> {
-        if self.fragment & 0x1fff != 0 {
-            return self.payload.to_vec();
-        }
-        let mut bytes = self.from.port().to_be_bytes().to_vec();
-        bytes.extend(self.to.port().to_be_bytes());
-        let at = if self.proto == TCP {
-            bytes.extend([
-                0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x20, 0, 0, 0, 0, 0,
-            ]);
-            16
-        } else {
-            bytes.extend(length(8 + self.payload.len()));
-            bytes.extend([0, 0]);
-            6
-        };
-        bytes.extend(self.payload);
-        if !self.unsummed {
-            let mut pseudo = octets(self.from.ip());
-            pseudo.extend(octets(self.to.ip()));
-            pseudo.extend([0, self.proto]);
-            pseudo.extend(length(bytes.len()));
-            pseudo.extend(&bytes);
-            bytes[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
-        }
-        bytes
-    }
 }
 
 /// A node with the Services of these tests: each frontend leads to one pod, on port 8080, with 80 and 30080 for pods that are

@@ -21,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "curl",
     "docker-registry",
     "etcd-server",
+    "ethtool",
     "g++",
     "gcc",
     "iproute2",

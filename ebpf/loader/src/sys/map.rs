@@ -4,7 +4,7 @@ use std::{
     io,
     marker::PhantomData,
     mem::MaybeUninit,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
@@ -200,17 +200,21 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
 
     /// Writes one value.
     pub(crate) fn set(&self, key: K, value: V) -> Result<(), DatapathError> {
-        let (keys, values) = ([key], [value]);
-        let mut attr = ElemAttr {
-            map_fd: raw(self.fd.as_fd()),
-            pad: 0,
-            key: address(&keys),
-            value: address(&values),
-            flags: 0,
-        };
-        bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|error| self.error("writing", error))?;
-        Ok(())
+        update(self.fd.as_fd(), key, value).map_err(|error| self.error("writing", error))
     }
+}
+
+/// Writes one value of a map whose keys and values have the sizes of these.
+pub(crate) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: K, value: V) -> io::Result<()> {
+    let (keys, values) = ([key], [value]);
+    let mut attr = ElemAttr {
+        map_fd: raw(map),
+        pad: 0,
+        key: address(&keys),
+        value: address(&values),
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// An array, read by system calls: for a look from another process.

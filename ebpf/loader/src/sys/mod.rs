@@ -5,6 +5,8 @@
 mod map;
 mod sock_diag;
 
+#[cfg(feature = "bench")]
+pub(crate) use map::update;
 pub(crate) use map::{ArrayTable, HashTable, MappedArray, PerCpuCounters};
 pub(crate) use sock_diag::SockDiag;
 use std::{
@@ -155,6 +157,20 @@ pub(crate) fn link_create_tcx(
     owned(bpf(BPF_LINK_CREATE, &mut attr)?)
 }
 
+/// Attaches a program to a link of the calling thread's network namespace, in its driver (native XDP). One program only: EBUSY
+/// if there is another.
+pub(crate) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target_fd: ifindex,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
 #[repr(C)]
 struct LinkUpdateAttr {
     link_fd: u32,
@@ -288,11 +304,25 @@ struct TestRunAttr {
     pad: u32,
 }
 
-/// Runs a program on a packet; its verdict, the packet as it left it, and the mean time of a run in nanoseconds.
+/// `struct xdp_md`.
+#[repr(C)]
+#[derive(Default)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// Runs a program on a packet; its verdict, the packet as it left it, and the mean time of a run in nanoseconds. The packet comes
+/// in by the link `xdp_link` (of those that have an XDP program) if that is given, else by the loopback link.
 pub(crate) fn prog_test_run(
     program: BorrowedFd<'_>,
     packet: &[u8],
     repeat: u32,
+    xdp_link: Option<u32>,
 ) -> io::Result<(u32, Vec<u8>, u32)> {
     // It may grow by a header or two.
     let mut out = vec![0_u8; packet.len() + 256];
@@ -306,28 +336,38 @@ pub(crate) fn prog_test_run(
         repeat,
         ..TestRunAttr::default()
     };
+    let context = xdp_link.map(|ingress_ifindex| XdpMd {
+        data_end: attr.size_in,
+        ingress_ifindex,
+        ..XdpMd::default()
+    });
+    if let Some(context) = &context {
+        let context: *const XdpMd = context;
+        attr.context_in = context.expose_provenance() as u64;
+        attr.context_size_in = size(size_of::<XdpMd>())?;
+    }
     bpf(BPF_PROG_TEST_RUN, &mut attr)?;
     out.truncate(attr.size_out as usize);
     Ok((attr.verdict, out, attr.duration))
 }
 
-/// The start of `struct bpf_link_info` of a program at a link.
+/// The start of `struct bpf_link_info` of a program at a link, with TCX and with XDP.
 #[repr(C)]
 #[derive(Default)]
-struct TcxLinkInfo {
+struct NetLinkInfo {
     kind: u32,
     id: u32,
     prog_id: u32,
     pad: u32,
     ifindex: u32,
-    attach_type: u32,
+    pad2: u32,
 }
 
 /// The number of the link that a program is at; 0 once that is gone.
-pub(crate) fn link_tcx(link: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut info = TcxLinkInfo::default();
-    let pointer: *mut TcxLinkInfo = &raw mut info;
-    let len = u32::try_from(size_of::<TcxLinkInfo>()).map_err(io::Error::other)?;
+pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = NetLinkInfo::default();
+    let pointer: *mut NetLinkInfo = &raw mut info;
+    let len = u32::try_from(size_of::<NetLinkInfo>()).map_err(io::Error::other)?;
     let mut attr = InfoAttr {
         fd: raw(link),
         len,
