@@ -30,6 +30,7 @@
 
 mod addr;
 pub mod limits;
+mod mac;
 pub mod maps;
 mod metric;
 mod nat;
@@ -38,7 +39,7 @@ mod policy;
 mod service;
 mod trace;
 
-pub use crate::{addr::*, metric::*, nat::*, pod::*, policy::*, service::*, trace::*};
+pub use crate::{addr::*, mac::*, metric::*, nat::*, pod::*, policy::*, service::*, trace::*};
 
 /// The version of everything in this crate.
 pub const ABI_VERSION: u32 = 6;
@@ -63,7 +64,7 @@ macro_rules! plain {
 }
 
 plain! {
-    Addr: 16, ServiceKey: 20, Service: 36, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
+    Addr: 16, Mac: 6, ServiceKey: 20, Service: 36, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
     AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 88, NextHop: 12, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
     PolicyIds: 8, PolicyCidrKey: 20, PolicyRule: 12, PolicyRuleKey: 16, PolicyConnKey: 40, PolicyConn: 16, PolicyFragKey: 40,
 }

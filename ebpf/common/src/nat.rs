@@ -1,6 +1,6 @@
 //! Connections of clients outside the node, which are translated packet by packet.
 
-use crate::Addr;
+use crate::{Addr, Mac};
 
 /// A connection as the packets of one direction show it.
 #[repr(C)]
@@ -80,16 +80,16 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
     /// The hardware address of the next host; all zero if it is not known.
-    pub to: [u8; 6],
+    pub to: Mac,
     /// The link's own.
-    pub own: [u8; 6],
+    pub own: Mac,
 }
 
 impl NextHop {
     /// Not known.
     pub const UNKNOWN: Self = Self {
-        to: [0; 6],
-        own: [0; 6],
+        to: Mac([0; 3]),
+        own: Mac([0; 3]),
     };
 }
 

@@ -1,6 +1,6 @@
 //! Pods on this node, as the programs at their links see them.
 
-use crate::Addr;
+use crate::{Addr, Mac};
 
 /// The pod's packets to other pods may go around the bridge, and theirs to it.
 pub const POD_DIRECT: u16 = 1 << 0;
@@ -12,7 +12,7 @@ pub const POD_POLICIES: u16 = 1 << 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodSource {
     /// Its hardware address.
-    pub mac: [u8; 6],
+    pub mac: Mac,
     /// `POD_*`.
     pub flags: u16,
     /// Its IPv4 address, network byte order. 0: none.
@@ -28,7 +28,7 @@ pub struct PodPort {
     /// The number of the node's end of the veth pair.
     pub ifindex: u32,
     /// The hardware address of the pod's end.
-    pub mac: [u8; 6],
+    pub mac: Mac,
     /// `POD_*`.
     pub flags: u16,
 }

@@ -18,6 +18,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pa
 
 const GENERATE: &str = "generate";
 const BOUNCE: &str = "bounce";
+const REMEMBER: &str = "remember";
 /// Bytes of every frame.
 const LENGTH: usize = 96;
 
@@ -55,7 +56,7 @@ impl PacketGenerator {
         let mut object = EbpfLoader::new()
             .load(OBJECT)
             .map_err(DatapathError::Load)?;
-        for name in [GENERATE, BOUNCE] {
+        for name in [GENERATE, BOUNCE, REMEMBER] {
             xdp(&mut object, name)?
                 .load()
                 .map_err(|source| failed(name, source))?;
@@ -78,11 +79,24 @@ impl PacketGenerator {
     /// # Errors
     /// [`DatapathError`] if a map cannot be written.
     pub fn feed_bounce(&mut self) -> Result<(), DatapathError> {
-        let program = xdp(&mut self.object, BOUNCE)?;
-        let fd = program.fd().map_err(|source| failed(BOUNCE, source))?;
+        self.feed_own(BOUNCE)
+    }
+
+    /// Feeds one that sends every frame back too, and writes two entries of the size of a connection's into a table of the same size
+    /// as theirs.
+    ///
+    /// # Errors
+    /// As [`Self::feed_bounce`].
+    pub fn feed_remember(&mut self) -> Result<(), DatapathError> {
+        self.feed_own(REMEMBER)
+    }
+
+    fn feed_own(&mut self, name: &'static str) -> Result<(), DatapathError> {
+        let program = xdp(&mut self.object, name)?;
+        let fd = program.fd().map_err(|source| failed(name, source))?;
         let fd = fd
             .try_clone()
-            .map_err(|e| DatapathError::io("opening", BOUNCE, e))?;
+            .map_err(|e| DatapathError::io("opening", name, e))?;
         self.set_next(fd.as_fd())
     }
 

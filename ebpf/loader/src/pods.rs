@@ -127,7 +127,7 @@ impl PodPaths {
         let addrs = || pod.addrs.iter().copied().map(addr_of);
         let mut waiting = self.waiting.lock();
         let mut source = PodSource {
-            mac: pod.mac,
+            mac: abi::Mac::from_octets(pod.mac),
             flags: if pod.direct { POD_DIRECT } else { 0 },
             v4: addrs().find(Addr::is_v4).map_or(0, |addr| addr.as_v4()),
             v6: addrs().find(|addr| !addr.is_v4()).unwrap_or(Addr::ANY_V6),
@@ -160,7 +160,7 @@ impl PodPaths {
         for addr in addrs() {
             let port = abi::PodPort {
                 ifindex: pod.ifindex,
-                mac: pod.mac,
+                mac: abi::Mac::from_octets(pod.mac),
                 flags: source.flags,
             };
             self.ports.set(addr, port)?;

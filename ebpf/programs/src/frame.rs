@@ -13,6 +13,8 @@ use skiff_lb::{
     sum,
 };
 
+use crate::word::Word;
+
 /// Ethernet, IPv6 without more headers, and TCP without options: enough for nearly all.
 const COMMON_HEADERS: usize = ETHERNET + 40 + 20;
 /// No transport's header begins behind it: IPv4's options end before.
@@ -47,25 +49,25 @@ impl Frame {
     }
 
     #[inline(always)]
-    fn at<T: Copy>(&self, offset: usize) -> Option<*mut T> {
+    fn at<T>(&self, offset: usize) -> Option<usize> {
         let start = self.data + offset;
-        (start + size_of::<T>() <= self.end).then_some(start as *mut T)
+        (start + size_of::<T>() <= self.end).then_some(start)
     }
 
     /// What lies at `offset`, if it is at hand.
     #[inline(always)]
-    pub(crate) fn read<T: Copy>(&self, offset: usize) -> Option<T> {
-        let pointer = self.at::<T>(offset)?;
+    pub(crate) fn read<T: Word>(&self, offset: usize) -> Option<T> {
+        let start = self.at::<T>(offset)?;
         // SAFETY: checked to lie within the frame.
-        Some(unsafe { pointer.read_unaligned() })
+        Some(unsafe { T::load(start) })
     }
 
     /// Writes it there, if that is at hand.
     #[inline(always)]
-    pub(crate) fn write<T: Copy>(&self, offset: usize, value: T) -> Option<()> {
-        let pointer = self.at::<T>(offset)?;
+    pub(crate) fn write<T: Word>(&self, offset: usize, value: T) -> Option<()> {
+        let start = self.at::<T>(offset)?;
         // SAFETY: checked to lie within the frame.
-        unsafe { pointer.write_unaligned(value) };
+        unsafe { value.store(start) };
         Some(())
     }
 }

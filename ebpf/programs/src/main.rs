@@ -6,6 +6,8 @@
 
 #![no_std]
 #![no_main]
+// Packets are read with instructions of our own.
+#![feature(asm_experimental_arch)]
 // The target has no compare-and-swap, for which the library leaves out `fetch_add` too.
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
@@ -30,6 +32,7 @@ mod tables;
 mod trace;
 mod uplink;
 mod uplink_xdp;
+mod word;
 
 /// Programs cannot panic: what could is refused by the verifier.
 #[cfg(not(test))]

@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::{LruHashMap, PerCpuArray},
 };
 use skiff_ebpf_common::{
-    Addr, FLOW_REMOTE, FLOW_REPLY, Flow, FlowKey, FragmentKey, Metric, NextHop, TraceEvent,
+    Addr, FLOW_REMOTE, FLOW_REPLY, Flow, FlowKey, FragmentKey, Mac, Metric, NextHop, TraceEvent,
     TraceHook, TraceVerdict, limits,
 };
 use skiff_lb::{
@@ -362,8 +362,8 @@ fn route(ctx: *mut c_void, link: u32, src: &Addr, dst: &Addr, hop: &mut NextHop)
     let result = unsafe { bpf_fib_lookup(ctx, &raw mut ask, size, 0) };
     *hop = NextHop::UNKNOWN;
     if result == 0 {
-        hop.to = ask.dmac;
-        hop.own = ask.smac;
+        hop.to = Mac::from_octets(ask.dmac);
+        hop.own = Mac::from_octets(ask.smac);
     }
     if result == 0 || result == NO_NEIGHBOUR {
         ask.ifindex

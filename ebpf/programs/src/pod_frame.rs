@@ -1,7 +1,9 @@
 //! Frames, as far as the programs at pods' links read them.
 
 use aya_ebpf::programs::TcContext;
-use skiff_ebpf_common::Addr;
+use skiff_ebpf_common::{Addr, Mac};
+
+use crate::word::Word;
 
 pub(crate) const ETHERNET: usize = 14;
 const IPV4: u16 = 0x0800_u16.to_be();
@@ -11,9 +13,6 @@ const IPV6: u16 = 0x86dd_u16.to_be();
 const IPV4_HEADERS: usize = ETHERNET + 20;
 /// Ethernet, and an IPv6 header.
 const IPV6_HEADERS: usize = ETHERNET + 40;
-
-/// A hardware address.
-pub(crate) type Mac = [u8; 6];
 
 /// What a frame carries.
 #[derive(Clone, Copy)]
@@ -50,8 +49,8 @@ pub(crate) fn frame(ctx: &mut TcContext) -> Option<Frame> {
     if ctx.data() + needed > ctx.data_end() && ctx.pull_data(needed as u32).is_err() {
         return None;
     }
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = read::<[u8; ETHERNET]>(ctx, 0)?;
-    let payload = match u16::from_ne_bytes([t0, t1]) {
+    let [destination, source] = read::<[Mac; 2]>(ctx, 0)?;
+    let payload = match read(ctx, ETHERNET - 2)? {
         IPV4 => Payload::Ip {
             source: Addr::v4(read(ctx, ETHERNET + 12)?),
             destination: Addr::v4(read(ctx, ETHERNET + 16)?),
@@ -66,19 +65,19 @@ pub(crate) fn frame(ctx: &mut TcContext) -> Option<Frame> {
         _ => Payload::Other,
     };
     Some(Frame {
-        destination: [d0, d1, d2, d3, d4, d5],
-        source: [s0, s1, s2, s3, s4, s5],
+        destination,
+        source,
         payload,
     })
 }
 
 /// What lies at `offset` of the frame, if the kernel holds so much of it in one piece.
 #[inline(always)]
-fn read<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+fn read<T: Word>(ctx: &TcContext, offset: usize) -> Option<T> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: checked to lie within the packet; packets have no alignment.
-    Some(unsafe { (start as *const T).read_unaligned() })
+    // SAFETY: checked to lie within the packet.
+    Some(unsafe { T::load(start) })
 }

@@ -7,9 +7,10 @@
 use aya_ebpf::{
     bindings::{xdp_action::XDP_ABORTED, xdp_action::XDP_TX},
     macros::{map, xdp},
-    maps::{Array, ProgramArray},
+    maps::{Array, LruHashMap, ProgramArray},
     programs::XdpContext,
 };
+use skiff_ebpf_common::{Flow, FlowKey, limits};
 
 /// Bytes of every frame, in words: headers of IPv6 and TCP and some payload.
 const WORDS: usize = 12;
@@ -31,6 +32,12 @@ pub struct Plan {
 
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
+/// As large as [`skiff_ebpf_common::FlowKey`] and its value.
+type Key = [u64; size_of::<FlowKey>() / 8];
+type Value = [u64; size_of::<Flow>() / 8];
+
+#[map]
+static CONNECTIONS: LruHashMap<Key, Value> = LruHashMap::with_max_entries(limits::NAT_FLOWS, 0);
 #[map]
 static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
@@ -78,6 +85,31 @@ fn put(ctx: &XdpContext, at: u32, value: u16) -> Option<()> {
 #[xdp]
 pub fn bounce(_ctx: XdpContext) -> u32 {
     XDP_TX
+}
+
+/// A connection's two entries in a table like the one that is measured: what nobody can do without who remembers connections.
+#[xdp]
+pub fn remember(ctx: XdpContext) -> u32 {
+    match note(&ctx) {
+        Some(()) => XDP_TX,
+        None => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn note(ctx: &XdpContext) -> Option<()> {
+    let start = ctx.data();
+    if start + WORDS * 8 > ctx.data_end() {
+        return None;
+    }
+    // Sender, receiver and ports are in these words.
+    // SAFETY: checked to lie within the frame, which begins at a multiple of 8.
+    let mut key: Key =
+        core::array::from_fn(|word| unsafe { *((start + (3 + word) * 8) as *const u64) });
+    let value = [1; size_of::<Value>() / 8];
+    CONNECTIONS.insert(&key, &value, 0).ok()?;
+    key[0] = !key[0];
+    CONNECTIONS.insert(&key, &value, 0).ok()
 }
 
 /// Programs cannot panic: what could is refused by the verifier.

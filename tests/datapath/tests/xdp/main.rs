@@ -5,14 +5,17 @@ mod site;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
+use skiff_ebpf_loader::Uplinks;
+use skiff_netns::NetNs;
 use skiff_tests_datapath::{
+    TestNode,
     packet::{ACK, Packet, RST, SYN, TCP, UDP, packet},
     protocol::Command as Say,
 };
 
 use crate::site::{
-    CLIENT, CLIENT_MAC, FAR, FAR_MAC, NODE, NODE_MAC, Site, TARGET, TO_FAR, TO_NOBODY, TO_NOTHING,
-    TO_POD, frontends,
+    CLIENT, CLIENT_MAC, FAR, FAR_MAC, NODE, NODE_MAC, PROGRAM, Site, TARGET, TO_FAR, TO_NOBODY,
+    TO_NOTHING, TO_POD, UPLINK, frontends,
 };
 
 const DROP: u32 = 1;
@@ -290,5 +293,22 @@ fn real_clients_are_served_by_the_driver_alone() -> Result<()> {
     let counters = site.datapath.counters()?;
     assert!(counters.nat_packets >= 4 * 20 * 5, "{counters:?}");
     assert!(counters.nat_reply_packets >= 4 * 20 * 4, "{counters:?}");
+    Ok(())
+}
+
+#[test]
+fn another_ones_program_is_never_replaced() -> Result<()> {
+    let site = Site::new()?;
+    let netns = NetNs::open(&site.node.netns)?;
+    let attach = |uplinks: &Uplinks| netns.run(|| uplinks.attach_xdp(UPLINK));
+    assert!(attach(&site.uplinks)??, "twice is as good as once");
+    let other = TestNode::new(PROGRAM)?;
+    let _datapath = other.open()?;
+    let others = Uplinks::open(&other.bpffs)?;
+    assert!(!attach(&others)??);
+    site.uplinks.retain(&[])?;
+    assert!(site.uplinks.attached().is_empty());
+    assert!(attach(&others)??);
+    assert!(!attach(&site.uplinks)??);
     Ok(())
 }

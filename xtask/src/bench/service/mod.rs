@@ -3,6 +3,7 @@
 //! Clients and servers are processes in network namespaces ([`scene`]); the kernel programs are put there by an example of
 //! `tests/datapath`, for this crate knows none of ours.
 
+mod packets;
 mod scene;
 mod sync;
 mod traffic;
@@ -105,6 +106,7 @@ const PARTS: &[(&[&str], Measure)] = &[
         &["svc-cps", "svc-conn-cpu", "svc-rr", "svc-stream"],
         traffic::measure,
     ),
+    (&["ns-"], packets::measure),
     (&["svc-sync"], sync::full),
     (&["svc-update"], sync::update),
     (&["svc-rss"], sync::memory),
