@@ -49,7 +49,7 @@ pub fn allocate(
         }
         None => next_free(store, set_index, set, owner)?,
     };
-    store.set_last_reserved(set_index, ip)?;
+    store.set_last_reserved(set_index, ip);
     let prefix = range.subnet().prefix();
     let address = IpNetwork::new(ip, prefix).map_err(|error| IpamError::Range {
         subnet: range.subnet().to_string(),
@@ -72,7 +72,7 @@ fn next_free<'a>(
         return Ok(found);
     }
     // On old kernels the index may miss what the reference plugin released within one clock tick of ours.
-    store.rebuild_index()?;
+    store.distrust_index();
     search(store, set, last, owner)?.ok_or_else(|| IpamError::Exhausted {
         ranges: set.to_string(),
     })

@@ -105,36 +105,37 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens what is there; `false` if it is behind and has to be built.
-    pub(super) fn open(leases: &Path) -> Result<(Self, bool), IpamError> {
+    /// Opens what is there; `None` if that is behind and has to be built.
+    pub(super) fn open(leases: &Path) -> Option<Self> {
+        let mut index = Self::new(leases, false).ok()?;
+        let stamp = index.read_head()?;
+        let is_current = index.change_time().is_ok_and(|time| time == stamp);
+        is_current.then_some(index)
+    }
+
+    /// To be built, in the place of what may be there.
+    pub(super) fn create(leases: &Path) -> Result<Self, IpamError> {
         let dir = leases.join(FOLDER);
-        let path = dir.join("owners");
-        let open = || {
-            let mut options = File::options();
-            options.create(true).truncate(false).read(true).write(true);
-            options.open(&path)
-        };
-        let table = match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir(&dir).map_err(io_error("making", &dir))?;
-                open()
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(io_error("making", &dir)(error));
             }
-            opened => opened,
+            _ => {}
         }
-        .map_err(io_error("opening", &path))?;
-        let mut index = Self {
+        Self::new(leases, true).map_err(io_error("opening", &dir))
+    }
+
+    fn new(leases: &Path, create: bool) -> io::Result<Self> {
+        let dir = leases.join(FOLDER);
+        let mut options = File::options();
+        options.create(create).read(true).write(true);
+        Ok(Self {
             leases: leases.to_owned(),
+            table: options.open(dir.join("owners"))?,
             dir,
-            table,
             slots: 0,
             filled: 0,
-        };
-        let current = index.read_head().is_some_and(|stamp| {
-            index
-                .change_time()
-                .is_ok_and(|change_time| change_time == stamp)
-        });
-        Ok((index, current))
+        })
     }
 
     /// Where a file is written before it gets its name. One suffices: the lock is held.

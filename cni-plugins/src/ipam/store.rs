@@ -2,11 +2,12 @@
 //!
 //! A lease is made by a hard link from a finished file, so it is either there with its owner or not there at all.
 //! Everything happens under a lock on `<dir>/lock`, which the reference takes too. Beside the leases,
-//! [`index`](super::index) remembers who has what.
+//! [`index`](super::index) remembers who has what. Giving back needs no space: on a full disk, where the index cannot be
+//! written, the leases themselves are read.
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind, Read as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::IpAddr,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -76,7 +77,8 @@ pub struct LeaseStore {
 #[derive(Debug)]
 pub struct LockedStore {
     dir: PathBuf,
-    index: Index,
+    /// As long as it is known to be right.
+    index: Option<Index>,
     _lock: Flock<File>,
 }
 
@@ -160,16 +162,11 @@ impl LeaseStore {
                 Err((_, errno)) => return Err(io_error("locking", &path)(errno.into())),
             }
         };
-        let (index, current) = Index::open(&self.dir)?;
-        let mut store = LockedStore {
+        Ok(LockedStore {
             dir: self.dir.clone(),
-            index,
+            index: Index::open(&self.dir),
             _lock: lock,
-        };
-        if !current {
-            store.rebuild_index()?;
-        }
-        Ok(store)
+        })
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -196,11 +193,11 @@ impl LockedStore {
         let path = self.dir.join(ip.to_string());
         // Somebody's, or something that is no lease at all and stays where it is.
         if fs::symlink_metadata(&path).is_ok_and(|meta| meta.len() > 0 || !meta.is_file()) {
-            self.index.add_ownerless(ip)?;
+            self.note(|index| index.add_ownerless(ip));
             return Ok(false);
         }
-        let draft = self.index.draft_path();
-        fs::write(&draft, owner.text()).map_err(io_error("writing", &draft))?;
+        let draft = self.index()?.draft_path();
+        write_draft(&draft, &owner.text()).map_err(io_error("writing", &draft))?;
         match fs::hard_link(&draft, &path) {
             Ok(()) => {}
             // Without an owner: a crash of the reference plugin, which writes in place (under this lock).
@@ -209,14 +206,9 @@ impl LockedStore {
             }
             Err(error) => return Err(io_error("making", &path)(error)),
         }
-        match fs::remove_file(&draft) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(io_error("removing", &draft)(error));
-            }
-            _ => {}
-        }
-        self.index.add(owner, ip)?;
-        self.index.mark_current()?;
+        // What stays is removed before the next one is written.
+        fs::remove_file(&draft).ok();
+        self.note(|index| index.add(owner, ip).and_then(|()| index.mark_current()));
         Ok(true)
     }
 
@@ -224,14 +216,22 @@ impl LockedStore {
     ///
     /// # Errors
     /// [`IpamError::Io`].
-    pub fn leases_of(&self, owner: &Owner) -> Result<Vec<IpAddr>, IpamError> {
+    pub fn leases_of(&mut self, owner: &Owner) -> Result<Vec<IpAddr>, IpamError> {
+        let names = [owner.clone(), owner.without_link()];
+        let indexed = self
+            .index()
+            .and_then(|index| Ok([index.get(&names[0])?, index.get(&names[1])?].concat()));
+        let candidates = match indexed {
+            Ok(ips) => ips,
+            Err(_no_index) => self.leased()?.collect(),
+        };
         let mut ips: Vec<IpAddr> = Vec::new();
-        for candidate in [owner.clone(), owner.without_link()] {
-            for ip in self.index.get(&candidate)? {
-                let is_theirs = self.owner_of(ip).is_some_and(|found| found == candidate);
-                if is_theirs && !ips.contains(&ip) {
-                    ips.push(ip);
-                }
+        for ip in candidates {
+            let is_theirs = self
+                .owner_of(ip)
+                .is_some_and(|owner| names.contains(&owner));
+            if is_theirs && !ips.contains(&ip) {
+                ips.push(ip);
             }
         }
         Ok(ips)
@@ -246,7 +246,7 @@ impl LockedStore {
         if ips.is_empty() {
             // Rare (a repeated DEL), and on old kernels the index may miss what the reference plugin made within
             // one clock tick of ours.
-            self.rebuild_index()?;
+            self.distrust_index();
             ips = self.leases_of(owner)?;
         }
         for ip in &ips {
@@ -261,8 +261,12 @@ impl LockedStore {
     /// [`IpamError::Io`].
     pub fn release_one(&mut self, owner: &Owner, ip: IpAddr) -> Result<(), IpamError> {
         self.remove(ip)?;
-        self.index.remove(&[owner, &owner.without_link()], ip)?;
-        self.index.mark_current()
+        let owners = [owner, &owner.without_link()];
+        self.note(|index| {
+            index.remove(&owners, ip)?;
+            index.mark_current()
+        });
+        Ok(())
     }
 
     /// Gives back every address whose owner `keep` refuses; returns them.
@@ -277,7 +281,9 @@ impl LockedStore {
                 removed.push(ip);
             }
         }
-        self.rebuild_index()?;
+        // Whoever comes next tries again if there is no space for it.
+        self.distrust_index();
+        self.index().ok();
         Ok(removed)
     }
 
@@ -332,11 +338,7 @@ impl LockedStore {
 
     /// Only a hint: where the next search begins. Written in place, since some file systems write a file out to the
     /// disk that replaces another; should it be half written, the search begins elsewhere.
-    pub(super) fn set_last_reserved(
-        &mut self,
-        set_index: usize,
-        ip: IpAddr,
-    ) -> Result<(), IpamError> {
+    pub(super) fn set_last_reserved(&mut self, set_index: usize, ip: IpAddr) {
         let path = self.last_path(set_index);
         let text = ip.to_string();
         let mut options = File::options();
@@ -356,22 +358,21 @@ impl LockedStore {
             }
             file.set_len(length)
         });
-        match written {
-            // Only a new file changes the folder.
-            Ok(()) if is_new => self.index.mark_current(),
-            // Something else has its name: the next search begins at the start.
-            Ok(()) | Err(_) => Ok(()),
+        // Only a new file changes the folder. If something else has its name, the next search begins at the start.
+        if written.is_ok() && is_new {
+            self.note(|index| index.mark_current());
         }
     }
 
     /// The first address of `range` within `from..=to` that is not known to be taken.
     pub(super) fn first_free(
-        &self,
+        &mut self,
         range: &Range,
         from: u128,
         to: u128,
     ) -> Result<Option<IpAddr>, IpamError> {
-        self.index.first_free(from, to, range.subnet().is_ipv4())
+        let ipv4 = range.subnet().is_ipv4();
+        self.index()?.first_free(from, to, ipv4)
     }
 
     fn last_path(&self, set_index: usize) -> PathBuf {
@@ -388,8 +389,18 @@ impl LockedStore {
         }
     }
 
+    /// The index, which is built again if it is not right.
+    fn index(&mut self) -> Result<&mut Index, IpamError> {
+        let index = match self.index.take() {
+            Some(index) => index,
+            None => self.build_index()?,
+        };
+        Ok(self.index.insert(index))
+    }
+
     /// Reads every lease: after a crash, or when the reference plugin made or released some.
-    pub(super) fn rebuild_index(&mut self) -> Result<(), IpamError> {
+    fn build_index(&self) -> Result<Index, IpamError> {
+        let mut index = Index::create(&self.dir)?;
         let (mut owned, mut foreign) = (Vec::new(), Vec::new());
         for ip in self.leased()? {
             match self.read_lease(ip) {
@@ -399,9 +410,38 @@ impl LockedStore {
                 Lease::Ownerless => self.remove(ip)?,
             }
         }
-        self.index.replace(&owned, &foreign)?;
-        self.index.mark_current()
+        index.replace(&owned, &foreign)?;
+        index.mark_current()?;
+        Ok(index)
     }
+
+    /// Lets the index be built again before it is used.
+    pub(super) fn distrust_index(&mut self) {
+        self.index = None;
+    }
+
+    /// Tells the index of a change that has been made. What it cannot note makes it stale, and so it is on the disk: its
+    /// stamp is older than the change.
+    fn note(&mut self, change: impl FnOnce(&mut Index) -> Result<(), IpamError>) {
+        if let Some(index) = &mut self.index
+            && change(index).is_err()
+        {
+            self.distrust_index();
+        }
+    }
+}
+
+/// Writes a new file. One that is there already is what a crash left, and may be somebody's lease under its other name.
+fn write_draft(path: &Path, text: &str) -> io::Result<()> {
+    let create = || File::options().write(true).create_new(true).open(path);
+    let mut file = match create() {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()?
+        }
+        created => created?,
+    };
+    file.write_all(text.as_bytes())
 }
 
 /// What a file with the name of an address is.

@@ -254,6 +254,22 @@ fn a_broken_index_is_built_again() {
 }
 
 #[test]
+fn a_draft_that_a_crash_left_is_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, set) = (LeaseStore::new(dir.path(), "net"), set("10.0.0.0/24"));
+    let first = take(&store, &set, "a").unwrap();
+    // Killed after the lease had got its name, and before the draft had lost its own.
+    let net = dir.path().join("net");
+    fs::hard_link(net.join(first.to_string()), net.join(".skiff/draft")).unwrap();
+    let second = take(&store, &set, "b").unwrap();
+    for (name, ip) in [("a", first), ("b", second)] {
+        let mut locked = store.lock().unwrap();
+        assert_eq!(locked.owner_of(ip), Some(owner(name)));
+        assert_eq!(locked.release(&owner(name)).unwrap(), [ip]);
+    }
+}
+
+#[test]
 fn a_table_grows_with_its_owners() {
     let dir = tempfile::tempdir().unwrap();
     let (store, set) = (LeaseStore::new(dir.path(), "net"), set("10.0.0.0/20"));

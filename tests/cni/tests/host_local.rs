@@ -6,11 +6,16 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     thread,
 };
 
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use serde_json::{Value, json};
 use skiff_tests_cni::{Bench, TestNetns, compare::References, raw::RawCall};
 
@@ -255,4 +260,83 @@ fn status_and_gc_know_the_folder() {
     conf["ipam"]["dataDir"] = json!(file.join("below"));
     let error = call(ours, &bench, "STATUS", "x", &conf).unwrap_err();
     assert_eq!(error["code"], 50, "{error}");
+}
+
+/// Mounts a small disk that only the calling thread sees, and those that it starts.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "not a network's namespace: those alone are skiff-netns'"
+)]
+fn mount_small_disk(at: &Path) {
+    fs::create_dir_all(at).unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    let size = Some("size=256k");
+    mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), size).unwrap();
+}
+
+/// Leaves no space on it.
+fn fill(disk: &Path) {
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(disk.join("filler"))
+        .unwrap();
+    while file.write_all(&[1; 512]).is_ok() {}
+}
+
+#[test]
+fn a_full_disk_takes_no_lease_and_gives_all_back() {
+    let bench = Bench::new();
+    let disk = bench.dir.path().join("networks");
+    let net = disk.join("net");
+    let mut conf = conf(&bench);
+    conf["cniVersion"] = json!("1.1.0");
+    conf["prevResult"]["cniVersion"] = json!("1.1.0");
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    let run = |command, container| call(bench.plugins(), &bench, command, container, &conf);
+    // What becomes of the index before the disk is full. It is only ever a help.
+    let stale = |net: &Path| fs::write(net.join("10.99.0.200"), "theirs\r\neth0").unwrap();
+    let gone = |net: &Path| fs::remove_dir_all(net.join(".skiff")).unwrap();
+    let broken = |net: &Path| fs::write(net.join(".skiff/owners"), "").unwrap();
+    type Damage<'a> = &'a (dyn Fn(&Path) + Sync);
+    let cases: [(&str, Damage<'_>); 4] = [
+        ("right", &|_| {}),
+        ("stale", &stale),
+        ("gone", &gone),
+        ("broken", &broken),
+    ];
+    for (case, prepare) in cases {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                mount_small_disk(&disk);
+                for container in ["a", "b", "kept"] {
+                    run("ADD", container).unwrap();
+                }
+                prepare(&net);
+                fill(&disk);
+                let before = bench.leases();
+                assert!(before.len() >= 6, "{case}: {before:?}");
+                let error = run("ADD", "more").unwrap_err();
+                assert_eq!(error["code"], 5, "{case}: {error}");
+                assert_eq!(bench.leases(), before, "{case}");
+                for container in ["a", "more"] {
+                    fill(&disk);
+                    run("DEL", container).unwrap();
+                }
+                assert_eq!(bench.leases().len(), before.len() - 2, "{case}");
+                fill(&disk);
+                run("CHECK", "b").unwrap();
+                run("CHECK", "a").unwrap_err();
+                run("GC", "x").unwrap();
+                assert_eq!(bench.leases(), ["10.99.0.4", "fd99::4"], "{case}");
+                fs::remove_file(disk.join("filler")).unwrap();
+                run("ADD", "more").unwrap();
+                run("DEL", "kept").unwrap();
+                run("DEL", "more").unwrap();
+                assert!(bench.leases().is_empty(), "{case}");
+            });
+        });
+    }
 }

@@ -142,7 +142,7 @@ fuzz_target!(|data: &[u8]| {
     let dir = scratch.path().join("net");
     drop(store.lock().expect("the lock"));
     let agree = |numbers: std::ops::Range<u8>| {
-        let locked = store.lock().expect("the lock");
+        let mut locked = store.lock().expect("the lock");
         let leases = look(&dir);
         for number in numbers {
             let owner = owner(number);

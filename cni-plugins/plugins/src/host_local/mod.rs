@@ -128,7 +128,7 @@ impl Plugin for HostLocal {
         let leases = if store.exists() {
             store
                 .lock()
-                .and_then(|locked| locked.leases_of(&owner(target)))
+                .and_then(|mut locked| locked.leases_of(&owner(target)))
                 .map_err(error)?
         } else {
             Vec::new()
