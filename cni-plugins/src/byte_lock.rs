@@ -13,6 +13,15 @@ use nix::{
     libc,
 };
 
+/// With whom a lock can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holders {
+    /// With nobody.
+    One,
+    /// With others that want it so.
+    Many,
+}
+
 /// A lock that its holder has until this is dropped, or the process ends.
 #[derive(Debug)]
 pub struct ByteLock {
@@ -24,22 +33,22 @@ impl ByteLock {
     ///
     /// # Errors
     /// If the file cannot be had.
-    pub fn try_take(file: &Path, number: u64) -> io::Result<Option<Self>> {
+    pub fn try_take(file: &Path, number: u64, holders: Holders) -> io::Result<Option<Self>> {
         let file = open(file)?;
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(number)?)) {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(number, holders)?)) {
             Ok(_) => Ok(Some(Self { file })),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// [`ByteLock::try_take`] that waits.
+    /// Waits for the lock with this number, and has it alone.
     ///
     /// # Errors
     /// If the file cannot be had.
     pub fn take(file: &Path, number: u64) -> io::Result<Self> {
         let file = open(file)?;
-        let byte = byte(number)?;
+        let byte = byte(number, Holders::One)?;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&byte)) {
                 Ok(_) => return Ok(Self { file }),
@@ -82,10 +91,13 @@ pub(crate) fn open(file: &Path) -> io::Result<File> {
     }
 }
 
-fn byte(number: u64) -> io::Result<libc::flock> {
+fn byte(number: u64, holders: Holders) -> io::Result<libc::flock> {
     let word = |value| i16::try_from(value).map_err(io::Error::other);
     Ok(libc::flock {
-        l_type: word(libc::F_WRLCK)?,
+        l_type: word(match holders {
+            Holders::One => libc::F_WRLCK,
+            Holders::Many => libc::F_RDLCK,
+        })?,
         l_whence: word(libc::SEEK_SET)?,
         l_start: i64::try_from(number).map_err(io::Error::other)?,
         l_len: 1,
@@ -103,12 +115,27 @@ mod tests {
     fn a_lock_has_one_holder_and_numbers_are_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
-        let first = ByteLock::try_take(&path, 1).unwrap();
+        let take = |number| ByteLock::try_take(&path, number, Holders::One).unwrap();
+        let first = take(1);
         assert!(first.is_some());
-        assert!(ByteLock::try_take(&path, 1).unwrap().is_none());
-        assert!(ByteLock::try_take(&path, 2).unwrap().is_some());
+        assert!(take(1).is_none());
+        assert!(take(2).is_some());
         drop(first);
-        assert!(ByteLock::try_take(&path, 1).unwrap().is_some());
+        assert!(take(1).is_some());
+    }
+
+    #[test]
+    fn many_have_a_lock_that_none_has_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks");
+        let take = |holders| ByteLock::try_take(&path, 1, holders).unwrap();
+        let (first, second) = (take(Holders::Many), take(Holders::Many));
+        assert!(first.is_some() && second.is_some());
+        drop(first);
+        assert!(take(Holders::One).is_none());
+        drop(second);
+        let alone = take(Holders::One);
+        assert!(alone.is_some() && take(Holders::Many).is_none());
     }
 
     #[test]
@@ -119,9 +146,10 @@ mod tests {
         lock.share_with_children().unwrap();
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         drop(lock);
-        assert!(ByteLock::try_take(&path, 1).unwrap().is_none());
+        let take = || ByteLock::try_take(&path, 1, Holders::One).unwrap();
+        assert!(take().is_none());
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert!(ByteLock::try_take(&path, 1).unwrap().is_some());
+        assert!(take().is_some());
     }
 }

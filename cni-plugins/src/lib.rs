@@ -20,5 +20,5 @@ pub mod types;
 mod byte_lock;
 mod ident;
 
-pub use byte_lock::ByteLock;
+pub use byte_lock::{ByteLock, Holders};
 pub use ident::{AliasSweep, fingerprint, host_veth_mac, host_veth_name, link_alias};

@@ -11,10 +11,10 @@ use std::{
 use skiff_cni::{
     libcni::delegate,
     skel::{Call, Plugin, Target},
-    types::{AttachmentKey, CniError, CniResult, IpConfig, PluginType, Route, code},
+    types::{CniError, CniResult, IpConfig, PluginType, Route, code},
 };
 
-use crate::host_local::{self, HostLocal};
+use crate::host_local::HostLocal;
 
 /// How addresses are had.
 #[derive(Debug)]
@@ -62,15 +62,6 @@ impl Ipam {
             Self::None => Ok(()),
             Self::HostLocal => HostLocal.check(call, target),
             Self::Exec(path) => delegate::run(call, Some(target), path.clone()).map(drop),
-        }
-    }
-
-    /// The attachments that have addresses in the network, as far as that can be known.
-    pub(crate) fn attachments(&self, call: &Call) -> Vec<AttachmentKey> {
-        match self {
-            // What goes wrong here goes wrong in GC too, and is told there.
-            Self::HostLocal => host_local::attachments(call).unwrap_or_default(),
-            Self::None | Self::Exec(_) => Vec::new(),
         }
     }
 

@@ -10,7 +10,6 @@ mod bridge;
 #[cfg(not(test))]
 mod entry;
 mod firewall;
-mod host_end;
 mod host_local;
 mod install;
 mod ipam;
@@ -19,6 +18,7 @@ mod portmap;
 mod ptp;
 mod runtime;
 mod tuning;
+mod veth;
 mod vxlan;
 
 use std::{

@@ -30,15 +30,36 @@ pub struct BridgeSpec<'a> {
     pub vlan_filtering: bool,
 }
 
-/// What a bridge port is set to.
-#[derive(Debug, Clone, Default)]
+/// What a link is set to that may be a bridge's port.
+#[derive(Debug, Clone)]
 pub struct PortSettings<'a> {
     /// Frames may leave by the port that they came in.
     pub hairpin: bool,
     /// Frames do not pass to and from other isolated ports.
     pub isolated: bool,
     /// What is written on the link.
-    pub alias: Option<&'a str>,
+    pub alias: &'a str,
+}
+
+impl PortSettings<'_> {
+    /// Sets them on the link of this name.
+    pub(super) fn message(&self, name: &str) -> LinkMessage {
+        let mut link = if self.hairpin || self.isolated {
+            let mut message = LinkBridgePort::new(0)
+                .append_info_data(InfoBridgePort::HairpinMode(self.hairpin))
+                .append_info_data(InfoBridgePort::Isolated(self.isolated))
+                .build();
+            message
+                .attributes
+                .insert(0, LinkAttribute::IfName(name.to_owned()));
+            message
+        } else {
+            LinkUnspec::new_with_name(name).build()
+        };
+        link.attributes
+            .push(LinkAttribute::IfAlias(self.alias.to_owned()));
+        link
+    }
 }
 
 /// How the kernel has a bridge port.
@@ -147,31 +168,6 @@ impl Netlink {
                 _ => None,
             });
         Ok(default.filter(|id| *id != 0))
-    }
-
-    /// Sets what can only be set on a port that exists.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub async fn set_port(&self, name: &str, port: &PortSettings<'_>) -> Result<(), NetlinkError> {
-        let mut link = if port.hairpin || port.isolated {
-            let mut message = LinkBridgePort::new(0)
-                .append_info_data(InfoBridgePort::HairpinMode(port.hairpin))
-                .append_info_data(InfoBridgePort::Isolated(port.isolated))
-                .build();
-            message
-                .attributes
-                .insert(0, LinkAttribute::IfName(name.to_owned()));
-            message
-        } else {
-            LinkUnspec::new_with_name(name).build()
-        };
-        if let Some(alias) = port.alias {
-            link.attributes
-                .push(LinkAttribute::IfAlias(alias.to_owned()));
-        }
-        self.new_link("setting a bridge port", link, Verb::Change)
-            .await
     }
 
     /// Reads how a port is set; all off if the link is not a port.

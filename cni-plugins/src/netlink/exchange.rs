@@ -37,6 +37,13 @@ pub(super) struct Exchange {
     received: Vec<u8>,
 }
 
+/// What is asked for.
+pub(super) struct Request {
+    pub(super) action: &'static str,
+    pub(super) message: RouteNetlinkMessage,
+    pub(super) flags: u16,
+}
+
 /// What the kernel answered.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
@@ -65,8 +72,36 @@ impl Exchange {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Answer, NetlinkError> {
+        let request = self.prepare(message, flags);
+        self.send(&request)
+            .map_err(|source| NetlinkError::Kernel { action, source })?;
+        self.answer(action, flags)
+    }
+
+    /// Sends two requests at once and reads both answers. The kernel works off all that comes in one call before the
+    /// caller can be killed: there is no state between the two that a process could leave behind. The second is tried
+    /// also when the first fails.
+    pub(super) fn ask_both(
+        &mut self,
+        requests: [Request; 2],
+    ) -> Result<[Result<Answer, NetlinkError>; 2], NetlinkError> {
+        let [first, second] = requests;
+        let mut bytes = self.prepare(first.message, first.flags);
+        let sequence = self.sequence;
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        bytes.extend(self.prepare(second.message, second.flags));
+        let action = first.action;
+        self.send(&bytes)
+            .map_err(|source| NetlinkError::Kernel { action, source })?;
+        let last = std::mem::replace(&mut self.sequence, sequence);
+        let answer = self.answer(action, first.flags);
+        self.sequence = last;
+        Ok([answer, self.answer(second.action, second.flags)])
+    }
+
+    /// Reads the answer to the request that was numbered last.
+    fn answer(&mut self, action: &'static str, flags: u16) -> Result<Answer, NetlinkError> {
         let failed = |source| NetlinkError::Kernel { action, source };
-        self.send(message, flags).map_err(failed)?;
         let mut answer = Answer::default();
         loop {
             match self.receive() {
@@ -113,10 +148,9 @@ impl Exchange {
         bytes
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        let bytes = self.prepare(message, flags);
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
-            match self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0) {
+            match self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => return sent.map(drop),
             }

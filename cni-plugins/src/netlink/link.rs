@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
+use nix::errno::Errno;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_route::{
@@ -16,7 +17,9 @@ use rtnetlink::{
     },
 };
 
-use super::{Netlink, NetlinkError, Verb, probe};
+use super::{Netlink, NetlinkError, PortSettings, Verb, exchange::Request, probe};
+
+const CREATING_VETH: &str = "creating a veth pair";
 
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +123,8 @@ pub struct VethSpec<'a> {
     pub peer_netns: BorrowedFd<'a>,
     /// The MTU of both; the kernel's default if not given.
     pub mtu: Option<u32>,
+    /// What can only be set on a link that exists, which this end never is without.
+    pub settings: Option<PortSettings<'a>>,
 }
 
 impl Netlink {
@@ -182,7 +187,9 @@ impl Netlink {
         probe::mac(self.exchange().socket(), name)
     }
 
-    /// Makes a veth pair in one request: this end joins its bridge, the other is born in its namespace.
+    /// Makes a veth pair: this end joins its bridge, the other is born in its namespace. A process that is killed leaves
+    /// all of it or nothing: an alias, say, the kernel does not take when it makes a link (6.18), but it works off two
+    /// requests of one call before anybody can kill the caller.
     ///
     /// # Errors
     /// [`NetlinkError`]; [`NetlinkError::is_existing`] if one of the names is taken.
@@ -205,8 +212,39 @@ impl Netlink {
         let message = link
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .build();
-        self.new_link("creating a veth pair", message, Verb::Create)
-            .await
+        match &spec.settings {
+            Some(settings) => self.create_with(spec.name, message, settings).await,
+            None => self.new_link(CREATING_VETH, message, Verb::Create).await,
+        }
+    }
+
+    async fn create_with(
+        &self,
+        name: &str,
+        message: LinkMessage,
+        settings: &PortSettings<'_>,
+    ) -> Result<(), NetlinkError> {
+        let request = |action, message, verb: Verb| Request {
+            action,
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: verb.flags(),
+        };
+        // A stranger's link of this name would get the settings.
+        if self.link_index(name).is_some() {
+            let (action, source) = (CREATING_VETH, Errno::EEXIST.into());
+            return Err(NetlinkError::Kernel { action, source });
+        }
+        let requests = [
+            request(CREATING_VETH, message, Verb::Create),
+            request("setting a link", settings.message(name), Verb::Change),
+        ];
+        let [created, set] = self.exchange().ask_both(requests)?;
+        created?;
+        if let Err(error) = set {
+            self.delete_link(name).await.ok();
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Sets a link up.

@@ -14,7 +14,7 @@ use std::{
 use nix::{errno::Errno, libc};
 
 /// `SIOCGSKNS`, of `linux/sockios.h`.
-const SIOCGSKNS: libc::c_ulong = 0x894c;
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 nix::ioctl_readwrite_bad!(get_name, libc::SIOCGIFNAME, libc::ifreq);
 nix::ioctl_readwrite_bad!(get_index, libc::SIOCGIFINDEX, libc::ifreq);

@@ -10,7 +10,7 @@ use std::{
 use skiff_netns::NodeNetns;
 
 use super::OverlayError;
-use crate::ByteLock;
+use crate::{ByteLock, Holders};
 
 /// One lock for each namespace, by its number. Not the namespace's own file: whoever runs in the namespace, root or
 /// not, could lock that.
@@ -32,7 +32,8 @@ impl Lock {
         let path = Path::new(LOCK_FILE);
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let taken = ByteLock::try_take(path, inode).map_err(io_error("locking", path))?;
+            let taken = ByteLock::try_take(path, inode, Holders::One);
+            let taken = taken.map_err(io_error("locking", path))?;
             if let Some(byte) = taken {
                 return Ok(Self { _byte: byte });
             }

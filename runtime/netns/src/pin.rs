@@ -22,7 +22,7 @@ use nix::{
 use crate::{NetnsError, on_thread};
 
 /// `NS_GET_NSTYPE`, ioctl_nsfs(2).
-const NS_GET_NSTYPE: u32 = 0xb703;
+const NS_GET_NSTYPE: nix::libc::Ioctl = 0xb703;
 
 nix::ioctl_read_bad!(get_flags, nix::libc::SIOCGIFFLAGS, nix::libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, nix::libc::SIOCSIFFLAGS, nix::libc::ifreq);
@@ -134,8 +134,7 @@ pub fn delete_pinned(path: impl AsRef<Path>) -> Result<(), NetnsError> {
 pub(crate) fn check_is_netns(path: &Path, file: &File) -> Result<(), NetnsError> {
     // SAFETY: the descriptor is open; the request takes no argument, and on a file that is not a namespace
     // it fails with ENOTTY.
-    let kind =
-        unsafe { nix::libc::ioctl(file.as_raw_fd(), nix::libc::c_ulong::from(NS_GET_NSTYPE)) };
+    let kind = unsafe { nix::libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
     if kind == CloneFlags::CLONE_NEWNET.bits() {
         Ok(())
     } else {

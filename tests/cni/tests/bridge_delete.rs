@@ -5,9 +5,9 @@
 )]
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
     process::Child,
     time::{Duration, Instant},
@@ -16,10 +16,12 @@ use std::{
 use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
+    sys::stat::Mode,
+    unistd::mkfifo,
 };
 use serde_json::{Value, json};
 use skiff_cni::host_veth_name;
-use skiff_tests_cni::{Bench, TestNetns};
+use skiff_tests_cni::{Bench, TestNetns, raw::RawCall};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -230,26 +232,64 @@ fn gc_finds_links_of_any_container_id() {
 }
 
 #[test]
-fn gc_finds_the_link_of_an_add_that_was_killed_before_it_wrote_an_alias() {
+fn gc_does_not_work_beside_an_add() {
     let bench = Bench::new();
-    let mut conf = bench.bridge_conf();
-    let pods = ["keep", "stale"].map(|id| (id, TestNetns::new("pod")));
-    for (id, pod) in &pods {
-        bench.add(&conf, id, pod);
-        let name = host_veth_name(&id.parse().unwrap(), &"eth0".parse().unwrap(), 0);
-        bench.node.sh(&format!("ip link set {name} alias ''"));
-    }
-    bench
-        .node
-        .sh("ip link add veth-stranger type veth peer name veth-peer");
-    conf["cni.dev/valid-attachments"] = json!([{"containerID": "keep", "ifname": "eth0"}]);
-    bench.call("GC", &conf, "x", Path::new("")).expect_ok();
-    assert!(pods[1].1.links().is_empty());
-    assert_eq!(pods[0].1.links(), ["eth0"]);
-    assert_eq!(bench.leases().len(), 1);
-    assert_eq!(bench.veths().len(), 3, "the stranger's two and one of ours");
-    bench.del(&conf, "keep", &pods[0].1);
-    assert!(bench.leases().is_empty());
+    let pods = ["slow", "b"].map(|id| (id, TestNetns::new("pod")));
+    let mut gc = bench.bridge_conf();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "b", "ifname": "eth0"}]);
+    bench.add(&bench.bridge_conf(), "b", &pods[1].1);
+
+    // An ADD whose firewall takes its time: its link is there meanwhile.
+    let mut slow = bench.bridge_conf();
+    slow["ipMasq"] = json!(true);
+    slow["ipMasqBackend"] = json!("nftables");
+    let go = bench.dir.path().join("go");
+    mkfifo(&go, Mode::S_IRWXU).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let script = format!(
+        "#!/bin/sh\ncat {}; PATH={path} exec nft \"$@\"\n",
+        go.display()
+    );
+    let programs = bench.dir.path().join("slow");
+    fs::create_dir(&programs).unwrap();
+    fs::write(programs.join("nft"), script).unwrap();
+    fs::set_permissions(programs.join("nft"), Permissions::from_mode(0o755)).unwrap();
+    let add = RawCall::new(bench.plugins(), "bridge")
+        .command("ADD")
+        .env("CNI_CONTAINERID", pods[0].0)
+        .env("CNI_NETNS", pods[0].1.path())
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .stdin(slow.to_string());
+    let mut adding = add.spawn(&bench.node);
+    add.feed(&mut adding);
+    wait_for("the link", || bench.veths().len() == 2);
+    let answer = bench.call("GC", &gc, "x", Path::new(""));
+    assert_eq!(answer.code(), Some(11), "{}", answer.json);
+    // Another node's, and another network's, are no matter.
+    let other = Bench::new();
+    let mut others = other.bridge_conf();
+    others["cni.dev/valid-attachments"] = json!([]);
+    other.call("GC", &others, "x", Path::new("")).expect_ok();
+    gc["name"] = json!("net2");
+    bench.call("GC", &gc, "x", Path::new("")).expect_ok();
+    gc["name"] = json!("net");
+    assert_eq!((bench.veths().len(), bench.leases().len()), (2, 2));
+
+    // As often as the program is called.
+    let mut feeding = std::process::Command::new("sh")
+        .args(["-c", "while :; do : >\"$0\"; done"])
+        .arg(&go)
+        .spawn()
+        .unwrap();
+    assert!(adding.wait().unwrap().success());
+    feeding.kill().unwrap();
+    feeding.wait().unwrap();
+    assert_eq!(pods.each_ref().map(|(_, pod)| pod.links()), [["eth0"]; 2]);
+    // Now it is one that nobody knows of.
+    gc["ipMasq"] = json!(true);
+    bench.call("GC", &gc, "x", Path::new("")).expect_ok();
+    assert_eq!((bench.veths().len(), bench.leases().len()), (1, 1));
+    bench.del(&slow, "b", &pods[1].1);
 }
 
 #[test]

@@ -4,41 +4,26 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use skiff_cni::{
-    netlink::{Link, Netlink},
+    netlink::Link,
     skel::{Call, Target},
     types::{CniError, CniResult, Interface, Route, code},
 };
-use skiff_netns::NetNs;
 
 use super::{
-    config::{Config, mac_of},
+    config::Config,
     gateway::{Gateway, check_is_bridge, random_mac},
     pod::Pod,
-    port::{admit_at_uplink, set_port, set_vlans},
-    rules::Rules,
+    port::{admit_at_uplink, set_vlans},
 };
 use crate::{
-    host_end::{HostEnd, Pair},
-    ipam::{self, Ipam},
-    runtime::{block_on, kernel},
+    runtime::kernel,
+    veth::{Adding, HostEnd, PairSpec, mac_of, on_node},
 };
 
 /// One ADD on its way.
-struct Add<'a> {
-    call: &'a Call,
-    target: &'a Target,
+struct Add<'a, 'b> {
     config: &'a Config,
-    netns: &'a NetNs,
-    host: Netlink,
-    pod: Netlink,
-}
-
-/// What must be undone if a later step fails, in order.
-#[derive(Default)]
-struct Undo {
-    ipam: bool,
-    host_veth: Option<String>,
-    rules: Rules,
+    adding: &'a mut Adding<'b>,
 }
 
 /// What is there before anything is changed.
@@ -58,48 +43,22 @@ struct Made {
 
 pub(super) fn add(call: &Call, target: &Target) -> Result<CniResult, CniError> {
     let config = Config::new(call)?;
-    let ipam = Ipam::find(call, config.ipam.as_ref())?;
-    let netns = NetNs::open(target.netns()?).map_err(|error| {
-        CniError::from_error(code::ENVIRONMENT, "cannot open CNI_NETNS", &error)
-    })?;
-    block_on(async {
-        let add = Add {
-            call,
-            target,
-            config: &config,
-            netns: &netns,
-            host: Netlink::open().map_err(kernel("cannot open netlink"))?,
-            pod: Netlink::open_in(&netns).map_err(kernel("cannot enter CNI_NETNS"))?,
-        };
-        let mut undo = Undo::default();
-        match add.steps(&ipam, &mut undo).await {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                add.undo(&ipam, undo).await;
-                Err(error)
-            }
-        }
+    Adding::run(call, target, config.ipam.as_ref(), async |adding| {
+        let config = &config;
+        Add { config, adding }.steps().await
     })
 }
 
-impl Add<'_> {
-    async fn steps(&self, ipam: &Ipam, undo: &mut Undo) -> Result<CniResult, CniError> {
+impl Add<'_, '_> {
+    async fn steps(&mut self) -> Result<CniResult, CniError> {
         let found = self.look().await?;
-        // A delegated IPAM plugin may fail half-way: it is told to release in any case. Ours takes nothing then, and a
-        // refused second ADD must not release what the first one has.
-        undo.ipam = matches!(ipam, Ipam::Exec(_));
-        let mut result = ipam.add(self.call, self.target)?;
-        undo.ipam = true;
-        self.complete(ipam, &mut result)?;
-        if let Some(backend) = self.config.masquerade
-            && !result.ips.is_empty()
-        {
-            let addresses = result.ips.iter().map(|ip| ip.address).collect();
-            undo.rules
-                .masquerade(self.call, self.target, backend, addresses);
+        let mut result = self.adding.take_addresses()?;
+        self.complete(&mut result);
+        if let Some(backend) = self.config.masquerade {
+            self.adding.masquerade(backend, &result);
         }
-        let made = self.make(found, &result, undo).await?;
-        undo.rules.finish()?;
+        let made = self.make(found, &result).await?;
+        self.adding.rules.finish()?;
         self.describe(&made, &mut result)?;
         Ok(result)
     }
@@ -107,25 +66,18 @@ impl Add<'_> {
     /// Finds out what stands in the way before anything is changed.
     async fn look(&self) -> Result<Found, CniError> {
         let failed = || kernel("cannot look for links");
-        let ifname = self.target.ifname.as_str();
+        let host = &self.adding.host;
         let uplink = self
             .config
             .uplink
             .as_ref()
             .filter(|_| self.config.vlans.are_set());
-        if self.pod.link_index(ifname).is_some() {
-            return Err(CniError::new(
-                code::EXISTS,
-                format!("the container has a link {ifname} already"),
-            ));
-        }
-        let (bridge, uplink_link) =
-            futures::join!(self.host.find_link(self.config.bridge.as_str()), async {
-                match uplink {
-                    Some(name) => self.host.find_link(name.as_str()).await,
-                    None => Ok(None),
-                }
-            });
+        self.adding.check_link_is_new()?;
+        let bridge = host.find_link(self.config.bridge.as_str()).await;
+        let uplink_link = match uplink {
+            Some(name) => host.find_link(name.as_str()).await,
+            None => Ok(None),
+        };
         let found = Found {
             bridge: bridge.map_err(failed())?,
             uplink: uplink_link.map_err(failed())?,
@@ -147,11 +99,8 @@ impl Add<'_> {
         Ok(found)
     }
 
-    /// Fills in what IPAM left open, and refuses what cannot work.
-    fn complete(&self, ipam: &Ipam, result: &mut CniResult) -> Result<(), CniError> {
-        if !matches!(ipam, Ipam::None) && result.ips.is_empty() {
-            return Err(CniError::new(code::DELEGATE, "IPAM gave no address"));
-        }
+    /// Fills in what IPAM left open.
+    fn complete(&self, result: &mut CniResult) {
         for ip in &mut result.ips {
             if self.config.is_gateway && ip.gateway.is_none() {
                 ip.gateway = first_host(ip.address);
@@ -163,57 +112,43 @@ impl Add<'_> {
         if let Some(dns) = &self.config.dns {
             result.dns.clone_from(dns);
         }
-        Ok(())
     }
 
-    async fn make(
-        &self,
-        found: Found,
-        result: &CniResult,
-        undo: &mut Undo,
-    ) -> Result<Made, CniError> {
-        let gateway = Gateway {
-            host: &self.host,
-            config: self.config,
-        };
-        let bridge = gateway.ensure_bridge(found.bridge).await?;
-        let mac = self.pod_mac(result)?;
-        let pair = Pair {
+    async fn make(&mut self, found: Found, result: &CniResult) -> Result<Made, CniError> {
+        let config = self.config;
+        let host = &self.adding.host;
+        let bridge = Gateway { host, config }.ensure_bridge(found.bridge).await?;
+        let pair = PairSpec {
             controller: Some(bridge.index),
-            ifname: &self.target.ifname,
-            netns: self.netns,
-            mac,
-            mtu: self.config.mtu,
+            hairpin: config.hairpin,
+            isolated: config.isolated,
+            mac: self.pod_mac(result)?,
+            mtu: config.mtu,
         };
-        let end = HostEnd::new(self.call, self.target);
-        let host_name = end
-            .create(&self.host, &pair, |name| {
-                undo.host_veth = Some(name.to_owned());
-            })
-            .await?;
-        if self.config.checks_spoofing {
-            let mac = mac_text(mac);
-            undo.rules
-                .check_spoofing(self.call, self.target, &host_name, &mac);
+        let host_name = self.adding.create_pair(&pair).await?;
+        if config.checks_spoofing {
+            self.adding.check_spoofing(&host_name, &mac_text(pair.mac));
         }
-        set_port(&self.host, &end, &host_name, self.config).await?;
+        let adding = &*self.adding;
+        let host = &adding.host;
         let bridge = self.with_port(bridge)?;
-        let pod = pair.other_end(&self.pod)?;
-        if let Some(port) = self.host.link_index(&host_name) {
-            set_vlans(&self.host, &self.config.vlans, &bridge, port).await?;
+        let pod = adding.pod_end(&pair)?;
+        if let Some(port) = host.link_index(&host_name) {
+            set_vlans(host, &config.vlans, &bridge, port).await?;
         }
         if let Some(uplink) = &found.uplink {
-            admit_at_uplink(&self.host, self.config, uplink.index).await?;
+            admit_at_uplink(host, config, uplink.index).await?;
         }
-        if !self.config.is_disabled {
+        if !config.is_disabled {
             let container = Pod {
-                netns: self.netns,
-                netlink: &self.pod,
+                netns: &adding.netns,
+                netlink: &adding.pod,
             };
             container
-                .configure(&pod, result, self.config.detects_duplicates)
+                .configure(&pod, result, config.detects_duplicates)
                 .await?;
         }
+        let gateway = Gateway { host, config };
         let vlan_gateway = gateway.ensure_addresses(&bridge, result).await?;
         Ok(Made {
             bridge,
@@ -225,9 +160,10 @@ impl Add<'_> {
 
     /// A bridge whose hardware address and MTU nobody has set takes them from its ports.
     fn with_port(&self, bridge: Link) -> Result<Link, CniError> {
-        let now = self.host.link_mac(&bridge.name);
+        let host = &self.adding.host;
+        let now = host.link_mac(&bridge.name);
         let (mac, mtu) = now
-            .zip(self.host.link_mtu(&bridge.name))
+            .zip(host.link_mtu(&bridge.name))
             .ok_or_else(|| CniError::new(code::KERNEL, format!("{} is gone", bridge.name)))?;
         Ok(Link {
             mac: mac.to_vec(),
@@ -245,38 +181,24 @@ impl Add<'_> {
     }
 
     fn describe(&self, made: &Made, result: &mut CniResult) -> Result<(), CniError> {
-        let end = HostEnd::new(self.call, self.target);
-        let sandbox = self.target.netns()?.to_string_lossy().into_owned();
-        let host = |link: &Link| interface(&link.name, link.mac_text(), link.mtu, String::new());
+        let end = HostEnd::new(self.adding.call, self.adding.target);
+        let host_end = Interface {
+            name: made.host_name.clone(),
+            mac: mac_text(end.mac),
+            mtu: Some(made.pod.mtu),
+            ..Interface::default()
+        };
         result.interfaces = vec![
-            host(&made.bridge),
-            interface(
-                &made.host_name,
-                mac_text(end.mac),
-                made.pod.mtu,
-                String::new(),
-            ),
-            interface(&made.pod.name, made.pod.mac_text(), made.pod.mtu, sandbox),
+            on_node(&made.bridge),
+            host_end,
+            self.adding.in_container(&made.pod)?,
         ];
-        result
-            .interfaces
-            .extend(made.vlan_gateway.as_ref().map(host));
+        let vlan_gateway = made.vlan_gateway.as_ref();
+        result.interfaces.extend(vlan_gateway.map(on_node));
         for ip in &mut result.ips {
             ip.interface = Some(2);
         }
         Ok(())
-    }
-
-    /// In reverse order. What cannot be undone is left to DEL, which the runtime calls after a failed ADD: the error
-    /// that it must see is the first one.
-    async fn undo(&self, ipam: &Ipam, undo: Undo) {
-        undo.rules.undo(self.target);
-        if let Some(name) = undo.host_veth {
-            self.host.delete_link(&name).await.ok();
-        }
-        if undo.ipam {
-            ipam.del(&ipam::as_del(self.call), self.target).ok();
-        }
     }
 }
 
@@ -311,16 +233,6 @@ fn add_default_routes(result: &mut CniResult) {
                 ..Route::to(dst)
             });
         }
-    }
-}
-
-fn interface(name: &str, mac: String, mtu: u32, sandbox: String) -> Interface {
-    Interface {
-        name: name.to_owned(),
-        mac,
-        mtu: Some(mtu),
-        sandbox,
-        ..Interface::default()
     }
 }
 

@@ -8,11 +8,11 @@ use skiff_cni::{
 };
 use skiff_netns::NetNs;
 
-use super::{config::Config, port::vlans_refused, spoof::SpoofCheck};
+use super::{config::Config, port::vlans_refused};
 use crate::{
-    host_end::HostEnd,
     ipam::{Ipam, gateway_of},
     runtime::{block_on, kernel},
+    veth::{HostEnd, SpoofCheck},
 };
 
 /// `RT_TABLE_MAIN`.

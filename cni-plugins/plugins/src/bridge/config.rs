@@ -1,15 +1,14 @@
 //! The plugin's keys, checked.
 
-use std::net::IpAddr;
-
 use serde::Deserialize;
 use skiff_cni::{
-    firewall::{Backend, FirewallError},
+    firewall::Backend,
     skel::Call,
-    types::{CniError, Dns, IfName, PluginType, code},
+    types::{CniError, Dns, IfName, PluginType},
 };
 
 use super::vlan::{TrunkEntry, Vlans};
+use crate::veth::{IpamObject, masquerade_backend, mtu};
 
 /// The checked configuration.
 #[derive(Debug)]
@@ -85,12 +84,6 @@ struct Document {
 }
 
 #[derive(Default, Deserialize)]
-struct IpamObject {
-    #[serde(rename = "type", default)]
-    plugin_type: String,
-}
-
-#[derive(Default, Deserialize)]
 struct RuntimeObject {
     #[serde(default)]
     mac: String,
@@ -106,7 +99,7 @@ impl Config {
     /// For ADD, CHECK and STATUS: everything is checked.
     pub(super) fn new(call: &Call) -> Result<Self, CniError> {
         let document: Document = call.conf.decode()?;
-        let ipam = ipam_type(&document.ipam)?;
+        let ipam = document.ipam.plugin()?;
         if document.hairpin_mode && document.promisc_mode {
             return Err(CniError::config(
                 "hairpinMode and promiscMode exclude each other",
@@ -143,7 +136,7 @@ impl Config {
             is_gateway,
             is_default_gateway: document.is_default_gateway,
             force_address: document.force_address,
-            masquerade: masquerade_backend(&document)?,
+            masquerade: masquerade_backend(document.ip_masq, document.ip_masq_backend.as_deref())?,
             mtu: mtu(document.mtu)?,
             hairpin: document.hairpin_mode,
             promiscuous: document.promisc_mode,
@@ -161,71 +154,9 @@ impl Config {
     }
 }
 
-/// What undoing needs, and no more: a changed configuration does not keep it from happening.
-#[derive(Debug)]
-pub(super) struct Removal {
-    pub(super) masquerades: bool,
-    pub(super) checks_spoofing: bool,
-    pub(super) ipam: Option<PluginType>,
-}
-
-impl Removal {
-    /// Whether the firewall is concerned.
-    pub(super) fn has_rules(&self) -> bool {
-        self.masquerades || self.checks_spoofing
-    }
-
-    /// For DEL and GC.
-    pub(super) fn new(call: &Call) -> Result<Self, CniError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Keys {
-            #[serde(default)]
-            ip_masq: bool,
-            #[serde(default)]
-            macspoofchk: bool,
-            #[serde(default)]
-            ipam: IpamObject,
-        }
-        let keys: Keys = call.conf.decode()?;
-        Ok(Self {
-            masquerades: keys.ip_masq,
-            checks_spoofing: keys.macspoofchk,
-            ipam: ipam_type(&keys.ipam)?,
-        })
-    }
-}
-
 fn link_name(what: &str, name: &str) -> Result<IfName, CniError> {
     name.parse()
         .map_err(|error| CniError::config(format!("{what}: {error}")))
-}
-
-fn masquerade_backend(document: &Document) -> Result<Option<Backend>, CniError> {
-    if !document.ip_masq {
-        return Ok(None);
-    }
-    let configured = document.ip_masq_backend.as_deref();
-    Backend::choose(configured.filter(|name| !name.is_empty()))
-        .map(Some)
-        .map_err(|error| {
-            let code = match error {
-                FirewallError::UnknownBackend(_) => code::CONFIG,
-                _ => code::FIREWALL,
-            };
-            CniError::from_error(code, "cannot masquerade", &error)
-        })
-}
-
-fn mtu(mtu: i64) -> Result<Option<u32>, CniError> {
-    match mtu {
-        0 => Ok(None),
-        mtu => u32::try_from(mtu)
-            .ok()
-            .filter(|mtu| (68..=65_535).contains(mtu))
-            .map(Some)
-            .ok_or_else(|| CniError::config(format!("mtu {mtu} is not between 68 and 65535"))),
-    }
 }
 
 fn wanted_mac(call: &Call, document: &Document) -> Result<Option<[u8; 6]>, CniError> {
@@ -243,16 +174,6 @@ fn wanted_mac(call: &Call, document: &Document) -> Result<Option<[u8; 6]>, CniEr
     .find(|mac| !mac.is_empty())
     .map(parse_mac)
     .transpose()
-}
-
-fn ipam_type(ipam: &IpamObject) -> Result<Option<PluginType>, CniError> {
-    if ipam.plugin_type.is_empty() {
-        return Ok(None);
-    }
-    let parsed = ipam.plugin_type.parse();
-    parsed
-        .map(Some)
-        .map_err(|error| CniError::config(format!("ipam.type: {error}")))
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], CniError> {
@@ -274,16 +195,6 @@ fn parse_mac(text: &str) -> Result<[u8; 6], CniError> {
     Ok(mac)
 }
 
-/// A hardware address that follows from an IP address: whoever gets the address again has the same, and no neighbour's
-/// table goes stale. The prefix is that of Kubernetes' own network plugins.
-pub(super) fn mac_of(ip: IpAddr) -> [u8; 6] {
-    let [.., a, b, c, d] = match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    [0x0a, 0x58, a, b, c, d]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,9 +212,5 @@ mod tests {
         ] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
-        assert_eq!(
-            mac_of("10.244.0.5".parse().unwrap()),
-            [0x0a, 0x58, 10, 244, 0, 5]
-        );
     }
 }

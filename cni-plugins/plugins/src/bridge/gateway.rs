@@ -159,6 +159,7 @@ impl Gateway<'_> {
                     peer_mac: random_mac()?,
                     peer_netns: own.as_fd(),
                     mtu: Some(bridge.mtu),
+                    settings: None,
                 };
                 match self.host.create_veth(&spec).await {
                     Ok(()) => sysctl::ignore_router_advertisements(name.as_str())?,

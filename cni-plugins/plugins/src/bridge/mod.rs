@@ -13,12 +13,9 @@
 mod add;
 mod check;
 mod config;
-mod del;
 mod gateway;
 mod pod;
 mod port;
-mod rules;
-mod spoof;
 mod sysctl;
 mod vlan;
 
@@ -27,7 +24,7 @@ use skiff_cni::{
     types::{CniError, CniResult},
 };
 
-use crate::attachment;
+use crate::{attachment, veth};
 
 /// The plugin.
 #[derive(Debug)]
@@ -35,14 +32,12 @@ pub(crate) struct Bridge;
 
 impl Plugin for Bridge {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
-        let _lock = attachment::lock("bridge", target)?;
+        let _lock = attachment::lock_for_add("bridge", call, target)?;
         add::add(call, target)
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
-        // DEL does what it can, also without.
-        let _lock = attachment::lock("bridge", target).ok();
-        del::del(call, target)
+        veth::del("bridge", call, target)
     }
 
     fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {
@@ -50,7 +45,7 @@ impl Plugin for Bridge {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        del::gc(call)
+        veth::gc("bridge", call)
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {

@@ -1,29 +1,12 @@
-//! The bridge's port.
+//! VLANs of the bridge's ports.
 
 use skiff_cni::{
-    netlink::{Link, Netlink, NetlinkError, PortSettings, VlanOwner},
+    netlink::{Link, Netlink, NetlinkError, VlanOwner},
     types::CniError,
 };
 
 use super::{config::Config, vlan::Vlans};
-use crate::{host_end::HostEnd, runtime::kernel};
-
-/// Sets what can only be set on a port that exists, and whose it is.
-pub(super) async fn set_port(
-    host: &Netlink,
-    end: &HostEnd,
-    name: &str,
-    config: &Config,
-) -> Result<(), CniError> {
-    let port = PortSettings {
-        hairpin: config.hairpin,
-        isolated: config.isolated,
-        alias: Some(&end.alias),
-    };
-    host.set_port(name, &port)
-        .await
-        .map_err(kernel("cannot set the bridge port"))
-}
+use crate::runtime::kernel;
 
 /// Gives a port of the bridge the network's VLANs.
 pub(super) async fn set_vlans(

@@ -63,7 +63,7 @@ impl Plugin for Firewall {
         let result = previous(call)?;
         let addresses = addresses(result);
         let layout = Layout::new(&config, result)?;
-        let _lock = attachment::lock("firewall", target)?;
+        let _lock = attachment::lock_for_add("firewall", call, target)?;
         let firewalld = Firewalld::choose(config.backend)?;
         match &firewalld {
             None => apply::add(&layout, &addresses, call, target)?,
@@ -109,6 +109,7 @@ impl Plugin for Firewall {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let _lock = attachment::lock_for_gc("firewall", call)?;
         apply::sweep(call)
     }
 

@@ -71,26 +71,6 @@ fn lease_all(
     Ok(leases)
 }
 
-/// The attachments that have addresses in the network. A lease that an old version of the reference plugin made names no
-/// link, and so none of them.
-pub(crate) fn attachments(call: &Call) -> Result<Vec<AttachmentKey>, CniError> {
-    let store = store(&LeaseFolder::new(call)?);
-    if !store.exists() {
-        return Ok(Vec::new());
-    }
-    let locked = store.lock().map_err(error)?;
-    let owners = locked.leased().map_err(error)?;
-    Ok(owners
-        .filter_map(|ip| {
-            let owner = locked.owner_of(ip)?;
-            Some(AttachmentKey {
-                container_id: owner.container.parse().ok()?,
-                ifname: owner.ifname.parse().ok()?,
-            })
-        })
-        .collect())
-}
-
 impl Plugin for HostLocal {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let config = HostLocalConfig::new(call)?;

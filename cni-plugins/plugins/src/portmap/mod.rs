@@ -37,7 +37,7 @@ impl Plugin for Portmap {
         if config.mappings.is_empty() {
             return Ok(result);
         }
-        let _lock = attachment::lock("portmap", target)?;
+        let _lock = attachment::lock_for_add("portmap", call, target)?;
         let addresses = addresses(call, target);
         let network = &call.conf.name;
         let container = &target.container_id;
@@ -107,6 +107,7 @@ impl Plugin for Portmap {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let _lock = attachment::lock_for_gc("portmap", call)?;
         let valid: HashSet<&ContainerId> = call
             .conf
             .valid_attachments

@@ -4,95 +4,57 @@ use std::{io::ErrorKind, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use skiff_cni::{
-    firewall::Masquerade,
     netlink::{Link, Netlink, RouteSpec},
     skel::{Call, Target},
     types::{CniError, CniResult, Dns, Interface, IpConfig, code},
 };
-use skiff_netns::NetNs;
 
 use super::config::Config;
 use crate::{
-    host_end::{HostEnd, Pair},
-    ipam::{self, Ipam, gateway_of},
-    runtime::{block_on, kernel},
+    ipam::gateway_of,
+    runtime::kernel,
+    veth::{Adding, PairSpec, mac_of, on_node},
 };
 
 /// `RT_SCOPE_HOST`: what the reference plugin gives to a container's route on its host.
 const SCOPE_HOST: u8 = 254;
 
 /// One ADD on its way.
-struct Add<'a> {
-    call: &'a Call,
-    target: &'a Target,
+struct Add<'a, 'b> {
     config: &'a Config,
-    netns: &'a NetNs,
-    host: Netlink,
-    pod: Netlink,
-}
-
-/// What must be undone if a later step fails, in order.
-#[derive(Default)]
-struct Undo {
-    ipam: bool,
-    pair: Option<String>,
-    masquerade: bool,
+    adding: &'a mut Adding<'b>,
 }
 
 pub(super) fn add(call: &Call, target: &Target) -> Result<CniResult, CniError> {
     let config = Config::new(call)?;
-    let ipam = Ipam::find(call, Some(&config.ipam))?;
-    let netns = NetNs::open(target.netns()?).map_err(|error| {
-        CniError::from_error(code::ENVIRONMENT, "cannot open CNI_NETNS", &error)
-    })?;
-    block_on(async {
-        let add = Add {
-            call,
-            target,
-            config: &config,
-            netns: &netns,
-            host: Netlink::open().map_err(kernel("cannot open netlink"))?,
-            pod: Netlink::open_in(&netns).map_err(kernel("cannot enter CNI_NETNS"))?,
-        };
-        let mut undo = Undo::default();
-        match add.steps(&ipam, &mut undo).await {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                add.undo(&ipam, undo).await;
-                Err(error)
-            }
-        }
+    Adding::run(call, target, Some(&config.ipam), async |adding| {
+        let config = &config;
+        Add { config, adding }.steps().await
     })
 }
 
-impl Add<'_> {
-    async fn steps(&self, ipam: &Ipam, undo: &mut Undo) -> Result<CniResult, CniError> {
-        let ifname = self.target.ifname.as_str();
-        if self.pod.link_index(ifname).is_some() {
-            let msg = format!("the container has a link {ifname} already");
-            return Err(CniError::new(code::EXISTS, msg));
-        }
-        // A delegated IPAM plugin may fail half-way: it is told to release in any case. Ours takes nothing then, and a
-        // refused second ADD must not release what the first one has.
-        undo.ipam = matches!(ipam, Ipam::Exec(_));
-        let mut result = ipam.add(self.call, self.target)?;
-        undo.ipam = true;
+impl Add<'_, '_> {
+    async fn steps(&mut self) -> Result<CniResult, CniError> {
+        self.adding.check_link_is_new()?;
+        let mut result = self.adding.take_addresses()?;
         let gateways = gateways(&result)?;
         for v4 in [true, false] {
             if result.ips.iter().any(|ip| ip.address.is_ipv4() == v4) {
                 enable_forwarding(v4)?;
             }
         }
-        let host_end = self.create_pair(mac_of(&result), undo).await?;
+        if let Some(backend) = self.config.masquerade {
+            self.adding.masquerade(backend, &result);
+        }
+        let host_end = self.create_pair(&result).await?;
         // The container must not make itself the node's router.
         set_ipv6(&host_end.name, "accept_ra", "0")?;
         let pod_end = self.configure_container(&result, &gateways).await?;
         self.configure_host(&host_end, &result, &gateways).await?;
-        self.masquerade(&result, undo)?;
-        let sandbox = self.target.netns()?.to_string_lossy().into_owned();
+        self.adding.rules.finish()?;
         result.interfaces = vec![
-            interface(&host_end, String::new()),
-            interface(&pod_end, sandbox),
+            without_mtu(on_node(&host_end)),
+            without_mtu(self.adding.in_container(&pod_end)?),
         ];
         for ip in &mut result.ips {
             ip.interface = Some(1);
@@ -103,25 +65,19 @@ impl Add<'_> {
         Ok(result)
     }
 
-    /// Makes the pair, with the container's end born in its namespace; returns the host's end.
-    async fn create_pair(&self, mac: [u8; 6], undo: &mut Undo) -> Result<Link, CniError> {
-        let pair = Pair {
-            controller: None,
-            ifname: &self.target.ifname,
-            netns: self.netns,
-            mac,
+    /// Makes the pair; returns the host's end.
+    async fn create_pair(&mut self, result: &CniResult) -> Result<Link, CniError> {
+        let first = result.ips.first().map(|ip| ip.address.ip());
+        let pair = PairSpec {
+            mac: first.map(mac_of).unwrap_or_default(),
             mtu: self.config.mtu,
+            ..PairSpec::default()
         };
-        let end = HostEnd::new(self.call, self.target);
-        let made = |name: &str| undo.pair = Some(name.to_owned());
-        let name = end.create(&self.host, &pair, made).await?;
-        let found = self.host.find_link(&name).await;
-        let link = found
+        let name = self.adding.create_pair(&pair).await?;
+        let found = self.adding.host.find_link(&name).await;
+        found
             .map_err(kernel("cannot find the host's end"))?
-            .ok_or_else(|| CniError::new(code::KERNEL, "the host's end is gone"))?;
-        let named = self.host.set_alias(link.index, &end.alias).await;
-        named.map_err(kernel("cannot name the veth pair's owner"))?;
-        Ok(link)
+            .ok_or_else(|| CniError::new(code::KERNEL, "the host's end is gone"))
     }
 
     async fn configure_container(
@@ -129,29 +85,27 @@ impl Add<'_> {
         result: &CniResult,
         gateways: &[IpAddr],
     ) -> Result<Link, CniError> {
-        let ifname = self.target.ifname.as_str();
-        let found = self.pod.find_link(ifname).await;
+        let Adding {
+            target, netns, pod, ..
+        } = &*self.adding;
+        let ifname = target.ifname.as_str();
+        let found = pod.find_link(ifname).await;
         let link = found
             .map_err(kernel("cannot find the container's link"))?
             .ok_or_else(|| CniError::new(code::KERNEL, "the container's link is gone"))?;
-        let up = self.pod.set_up(link.index).await;
+        let up = pod.set_up(link.index).await;
         up.map_err(kernel("cannot set the container's link up"))?;
         if result.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            let kept = self
-                .netns
-                .run(|| set_ipv6(ifname, "keep_addr_on_down", "1"));
+            let kept = netns.run(|| set_ipv6(ifname, "keep_addr_on_down", "1"));
             kept.map_err(|error| {
                 CniError::from_error(code::KERNEL, "cannot enter CNI_NETNS", &error)
             })??;
         }
         for (ip, gateway) in result.ips.iter().zip(gateways) {
-            let added = self
-                .pod
-                .add_address_without_route(link.index, ip.address)
-                .await;
+            let added = pod.add_address_without_route(link.index, ip.address).await;
             added.map_err(kernel(format!("cannot give the container {}", ip.address)))?;
             for route in subnet_routes(ip, *gateway, link.index) {
-                self.add_route(&self.pod, &route).await?;
+                add_route(pod, &route).await?;
             }
         }
         for route in &result.routes {
@@ -163,7 +117,7 @@ impl Add<'_> {
                 scope: route.scope,
                 ..RouteSpec::new(route.dst, gateway_of(route, &result.ips), link.index)
             };
-            self.add_route(&self.pod, &spec).await?;
+            add_route(pod, &spec).await?;
         }
         Ok(link)
     }
@@ -176,7 +130,7 @@ impl Add<'_> {
     ) -> Result<(), CniError> {
         for (ip, gateway) in result.ips.iter().zip(gateways) {
             let gateway = IpNetwork::from(*gateway);
-            match self.host.add_address(link.index, gateway).await {
+            match self.adding.host.add_address(link.index, gateway).await {
                 // Two addresses of one subnet have one gateway.
                 Err(error) if !error.is_existing() => {
                     return Err(kernel(format!("cannot give the host {gateway}"))(error));
@@ -187,42 +141,15 @@ impl Add<'_> {
                 scope: ip.address.is_ipv4().then_some(SCOPE_HOST),
                 ..RouteSpec::new(ip.address.ip().into(), None, link.index)
             };
-            self.add_route(&self.host, &route).await?;
+            add_route(&self.adding.host, &route).await?;
         }
         Ok(())
     }
+}
 
-    async fn add_route(&self, netlink: &Netlink, route: &RouteSpec) -> Result<(), CniError> {
-        let added = netlink.add_route(route).await;
-        added.map_err(kernel(format!("cannot add the route to {}", route.dst)))
-    }
-
-    fn masquerade(&self, result: &CniResult, undo: &mut Undo) -> Result<(), CniError> {
-        let Some(backend) = self.config.masquerade else {
-            return Ok(());
-        };
-        undo.masquerade = true;
-        let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
-        Masquerade::new(self.call.conf.name.clone(), backend)
-            .ensure(&addresses, &self.target.container_id)
-            .map_err(|error| CniError::from_error(code::FIREWALL, "cannot masquerade", &error))
-    }
-
-    /// In reverse order. What cannot be undone is left to DEL, which the runtime calls after a failed ADD: the error
-    /// that it must see is the first one.
-    async fn undo(&self, ipam: &Ipam, undo: Undo) {
-        if let Some(backend) = self.config.masquerade.filter(|_| undo.masquerade) {
-            Masquerade::new(self.call.conf.name.clone(), backend)
-                .delete(&[], &self.target.container_id)
-                .ok();
-        }
-        if let Some(name) = undo.pair {
-            self.host.delete_link(&name).await.ok();
-        }
-        if undo.ipam {
-            ipam.del(&ipam::as_del(self.call), self.target).ok();
-        }
-    }
+async fn add_route(netlink: &Netlink, route: &RouteSpec) -> Result<(), CniError> {
+    let added = netlink.add_route(route).await;
+    added.map_err(kernel(format!("cannot add the route to {}", route.dst)))
 }
 
 /// The gateway of each address: everything goes through it, so that there must be one.
@@ -261,18 +188,6 @@ fn subnet_routes(ip: &IpConfig, gateway: IpAddr, link: u32) -> Vec<RouteSpec> {
     }
 }
 
-/// A hardware address that follows from the first IP address: whoever gets that again has the same, and no neighbour's
-/// table goes stale. The prefix is that of Kubernetes' own network plugins.
-fn mac_of(result: &CniResult) -> [u8; 6] {
-    let octets = match result.ips.first().map(|ip| ip.address.ip()) {
-        Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().octets(),
-        Some(IpAddr::V6(v6)) => v6.octets(),
-        None => [0; 16],
-    };
-    let [.., a, b, c, d] = octets;
-    [0x0a, 0x58, a, b, c, d]
-}
-
 /// Packets are routed between the container and the world.
 fn enable_forwarding(v4: bool) -> Result<(), CniError> {
     let path = if v4 {
@@ -300,12 +215,11 @@ fn set_ipv6(link: &str, setting: &str, value: &str) -> Result<(), CniError> {
     }
 }
 
-fn interface(link: &Link, sandbox: String) -> Interface {
+/// The reference plugin does not tell it.
+fn without_mtu(interface: Interface) -> Interface {
     Interface {
-        name: link.name.clone(),
-        mac: link.mac_text(),
-        sandbox,
-        ..Interface::default()
+        mtu: None,
+        ..interface
     }
 }
 

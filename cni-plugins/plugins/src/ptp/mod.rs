@@ -14,14 +14,13 @@
 mod add;
 mod check;
 mod config;
-mod del;
 
 use skiff_cni::{
     skel::{Call, Plugin, Target},
     types::{CniError, CniResult},
 };
 
-use crate::attachment;
+use crate::{attachment, veth};
 
 /// The plugin.
 #[derive(Debug)]
@@ -29,14 +28,12 @@ pub(crate) struct Ptp;
 
 impl Plugin for Ptp {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
-        let _lock = attachment::lock("ptp", target)?;
+        let _lock = attachment::lock_for_add("ptp", call, target)?;
         add::add(call, target)
     }
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
-        // DEL does what it can, also without.
-        let _lock = attachment::lock("ptp", target).ok();
-        del::del(call, target)
+        veth::del("ptp", call, target)
     }
 
     fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {
@@ -44,7 +41,7 @@ impl Plugin for Ptp {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        del::gc(call)
+        veth::gc("ptp", call)
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {

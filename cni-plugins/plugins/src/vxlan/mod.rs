@@ -27,7 +27,7 @@ pub(crate) struct Vxlan;
 
 impl Plugin for Vxlan {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
-        let _lock = attachment::lock("vxlan", target)?;
+        let _lock = attachment::lock_for_add("vxlan", call, target)?;
         attach::add(call, target)
     }
 
@@ -42,6 +42,7 @@ impl Plugin for Vxlan {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let _lock = attachment::lock_for_gc("vxlan", call)?;
         detach::gc(call)
     }
 

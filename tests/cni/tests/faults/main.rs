@@ -1,4 +1,4 @@
-//! A plugin that dies: `kill -9` at each of its steps, and then DEL.
+//! A plugin that dies: `kill -9` at each of its steps, and then DEL, or GC.
 //!
 //! A tracer stops the plugin, its threads and its children at every system call that can change something, and kills
 //! all of them before the one whose turn it is. So every state in which a plugin can be left is visited, and always the
@@ -19,7 +19,8 @@ use std::{
     thread,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
+use skiff_tests_cni::TestNetns;
 
 use self::{
     orphan::assert_waits_for_orphan,
@@ -39,12 +40,26 @@ struct Steps {
     ended: AtomicBool,
 }
 
+/// `commands` die, and DEL removes what they leave.
 fn assert_survives(case: &Case) {
-    let steps = ["ADD", "DEL"].map(|command| (command, Steps::default()));
+    assert_undone(case, &["ADD", "DEL"], Scene::undo);
+}
+
+/// The same with a GC in the place of DEL, for a container that nobody knows of.
+fn assert_collected(case: &Case) {
+    assert_undone(case, &["ADD"], Scene::collect);
+}
+
+/// How a container's traces are removed.
+type Undo = fn(&Scene, &str, &TestNetns, &Value, &str);
+
+fn assert_undone(case: &Case, commands: &[&'static str], undo: Undo) {
+    let steps = commands.iter().map(|command| (*command, Steps::default()));
+    let steps: Vec<_> = steps.collect();
     thread::scope(|scope| {
         for number in 0..NODES {
             let steps = &steps;
-            scope.spawn(move || visit(case, number, steps));
+            scope.spawn(move || visit(case, number, steps, undo));
         }
     });
     for (command, steps) in &steps {
@@ -58,11 +73,11 @@ fn assert_survives(case: &Case) {
 }
 
 /// Visits the steps that no other node has visited.
-fn visit(case: &Case, number: usize, steps: &[(&str, Steps)]) {
+fn visit(case: &Case, number: usize, steps: &[(&str, Steps)], undo: Undo) {
     let scene = Scene::new(case, number);
     let (container, pod) = (scene.container.as_str(), &scene.pod);
-    let kept = scene.prepare("keep", &scene.keep, case.name);
-    scene.run("ADD", "keep", &scene.keep, &kept, case.name);
+    let kept = scene.prepare(&scene.kept, &scene.keep, case.name);
+    scene.run("ADD", &scene.kept, &scene.keep, &kept, case.name);
     // Once without a fault: what belongs to the node and not to a container is made.
     let conf = scene.prepare(container, pod, case.name);
     scene.run("ADD", container, pod, &conf, case.name);
@@ -81,7 +96,7 @@ fn visit(case: &Case, number: usize, steps: &[(&str, Steps)]) {
             let mut child = call.spawn(&scene.bench.node);
             let killed = run_until(&call, &mut child, step);
             scene.assert_leases_whole(&what);
-            scene.undo(container, pod, &conf, &what);
+            undo(&scene, container, pod, &conf, &what);
             scene.assert_state(&before, &what);
             if !killed {
                 steps.ended.store(true, Ordering::Relaxed);
@@ -92,7 +107,7 @@ fn visit(case: &Case, number: usize, steps: &[(&str, Steps)]) {
     let conf = scene.prepare(container, pod, case.name);
     scene.run("ADD", container, pod, &conf, case.name);
     scene.undo(container, pod, &conf, case.name);
-    scene.undo("keep", &scene.keep, &kept, case.name);
+    scene.undo(&scene.kept, &scene.keep, &kept, case.name);
     assert!(scene.bench.leases().is_empty(), "{}", case.name);
     assert_eq!(scene.bench.veths(), [""; 0], "{}", case.name);
 }
@@ -104,17 +119,23 @@ fn host_local_dies() {
 
 #[test]
 fn bridge_dies() {
-    assert_survives(&case("bridge", "bridge", json!({})));
+    let case = case("bridge", "bridge", json!({}));
+    assert_survives(&case);
+    assert_collected(&case);
 }
 
 #[test]
 fn bridge_with_masquerading_dies() {
     for backend in ["iptables", "nftables"] {
-        assert_survives(&case(
+        let case = case(
             "bridge with ipMasq",
             "bridge",
             json!({"ipMasq": true, "ipMasqBackend": backend, "macspoofchk": true}),
-        ));
+        );
+        assert_survives(&case);
+        if backend == "nftables" {
+            assert_collected(&case);
+        }
     }
 }
 

@@ -20,8 +20,8 @@ pub(crate) fn assert_waits_for_orphan(case: &Case, program: &str) {
     let what = format!("{}: {program} outlives ADD", case.name);
     let scene = Scene::new(case, 0);
     let (container, pod) = (scene.container.as_str(), &scene.pod);
-    let kept = scene.prepare("keep", &scene.keep, &what);
-    scene.run("ADD", "keep", &scene.keep, &kept, &what);
+    let kept = scene.prepare(&scene.kept, &scene.keep, &what);
+    scene.run("ADD", &scene.kept, &scene.keep, &kept, &what);
     let before = scene.state();
 
     let dir = scene.bench.dir.path().join("slow");

@@ -38,6 +38,8 @@ pub(crate) struct Scene {
     pub(crate) bench: Bench,
     /// What is killed. No two nodes have the same: plugins lock a container's attachment machine-wide.
     pub(crate) container: String,
+    /// What stays.
+    pub(crate) kept: String,
     pub(crate) keep: TestNetns,
     pub(crate) pod: TestNetns,
     bridge: Value,
@@ -59,6 +61,7 @@ impl Scene {
         Self {
             bench,
             container: format!("c{number}"),
+            kept: format!("keep{number}"),
             keep: TestNetns::new("pod"),
             pod: TestNetns::new("pod"),
             bridge,
@@ -115,6 +118,13 @@ impl Scene {
         }
     }
 
+    /// Removes what is there of all containers but the one that stays.
+    pub(crate) fn collect(&self, container: &str, pod: &TestNetns, conf: &Value, what: &str) {
+        let mut conf = conf.clone();
+        conf["cni.dev/valid-attachments"] = json!([{"containerID": self.kept, "ifname": "eth0"}]);
+        self.run("GC", container, pod, &conf, what);
+    }
+
     /// Compares everything with what it was.
     pub(crate) fn assert_state(&self, before: &[String], what: &str) {
         for (now, before) in self.state().iter().zip(before) {
@@ -155,7 +165,7 @@ impl Scene {
         for ip in self.bench.leases() {
             let path = self.bench.dir.path().join("networks/net").join(&ip);
             let text = fs::read_to_string(path).unwrap();
-            let owners = ["keep", self.container.as_str()];
+            let owners = [&self.kept, &self.container];
             assert!(
                 owners
                     .map(|owner| format!("{owner}\r\neth0"))

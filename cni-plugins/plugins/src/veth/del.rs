@@ -3,23 +3,26 @@
 use std::thread;
 
 use skiff_cni::{
+    netlink::Netlink,
     skel::{Call, Target},
     types::CniError,
 };
 
-use super::{config::Removal, rules};
+use super::{HostEnd, Removal, end, rules};
 use crate::{
-    host_end::{delete_pair, delete_stale_pairs},
+    attachment,
     ipam::Ipam,
-    runtime::block_on,
+    runtime::{block_on, kernel},
 };
 
-pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
-    let removal = Removal::new(call)?;
+pub(crate) fn del(plugin: &str, call: &Call, target: &Target) -> Result<(), CniError> {
+    let removal = &Removal::new(call)?;
+    // DEL does what it can, also without.
+    let _lock = attachment::lock(plugin, target).ok();
     let ipam = Ipam::find(call, removal.ipam.as_ref());
     let (links, rules) = beside(
-        removal.has_rules(),
-        || rules::delete(&removal, call, target),
+        removal,
+        || rules::delete(removal, call, target),
         || block_on(delete_pair(call, target)),
     );
     // Addresses come last: nobody else may have them while a link still does.
@@ -31,16 +34,14 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), CniError> {
     joined([links, rules, addresses])
 }
 
-pub(super) fn gc(call: &Call) -> Result<(), CniError> {
-    let removal = Removal::new(call)?;
+pub(crate) fn gc(plugin: &str, call: &Call) -> Result<(), CniError> {
+    let removal = &Removal::new(call)?;
+    let _lock = attachment::lock_for_gc(plugin, call)?;
     let ipam = Ipam::find(call, removal.ipam.as_ref());
-    let addresses = ipam
-        .as_ref()
-        .map_or_else(|_| Vec::new(), |ipam| ipam.attachments(call));
     let (links, rules) = beside(
-        removal.has_rules(),
-        || rules::sweep(&removal, call),
-        || block_on(delete_stale_pairs(call, "bridge", &addresses)),
+        removal,
+        || rules::sweep(removal, call),
+        || block_on(end::delete_stale(call)),
     );
     let addresses = match &links {
         Ok(()) => ipam.and_then(|ipam| ipam.gc(call)),
@@ -49,13 +50,23 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     joined([links, rules, addresses])
 }
 
+/// Deletes an attachment's pair, whatever of it is still there.
+async fn delete_pair(call: &Call, target: &Target) -> Result<(), CniError> {
+    let host = Netlink::open().map_err(kernel("cannot open netlink"))?;
+    let deleted = HostEnd::new(call, target).delete(&host).await;
+    if deleted.map_err(kernel("cannot delete the veth pair"))? {
+        return Ok(());
+    }
+    end::delete_in_netns(target).await
+}
+
 /// The firewall's programs take longer than links do: these go meanwhile. No thread where there is nothing to be done.
 fn beside(
-    has_rules: bool,
+    removal: &Removal,
     rules: impl FnOnce() -> Result<(), CniError> + Send,
     links: impl FnOnce() -> Result<(), CniError>,
 ) -> (Result<(), CniError>, Result<(), CniError>) {
-    if !has_rules {
+    if !removal.masquerades && !removal.checks_spoofing {
         return (links(), Ok(()));
     }
     thread::scope(|scope| {

@@ -24,12 +24,12 @@ const MAP: &str = "ports";
 
 /// The rules of one network.
 #[derive(Debug, Clone)]
-pub(super) struct SpoofCheck {
+pub(crate) struct SpoofCheck {
     network: NetworkName,
 }
 
 impl SpoofCheck {
-    pub(super) fn new(network: NetworkName) -> Self {
+    pub(crate) fn new(network: NetworkName) -> Self {
         Self { network }
     }
 
@@ -43,7 +43,7 @@ impl SpoofCheck {
     }
 
     /// Lets only frames from `mac` in by `veth`. Again is success.
-    pub(super) fn ensure(
+    pub(crate) fn ensure(
         &self,
         veth: &str,
         mac: &str,
@@ -54,7 +54,7 @@ impl SpoofCheck {
     }
 
     /// Whether the rules are there.
-    pub(super) fn is_ensured(
+    pub(crate) fn is_ensured(
         &self,
         veth: &str,
         container: &ContainerId,
@@ -76,7 +76,7 @@ impl SpoofCheck {
     }
 
     /// Removes an attachment's rules, also those that the reference plugin made. Absent is success.
-    pub(super) fn delete(
+    pub(crate) fn delete(
         &self,
         container: &ContainerId,
         ifname: &IfName,
@@ -88,7 +88,7 @@ impl SpoofCheck {
     }
 
     /// Removes the rules of all attachments but `valid` ones.
-    pub(super) fn sweep(&self, valid: &[AttachmentKey]) -> Result<(), FirewallError> {
+    pub(crate) fn sweep(&self, valid: &[AttachmentKey]) -> Result<(), FirewallError> {
         let prefix = self.prefix();
         let valid: HashSet<String> = valid
             .iter()

@@ -9,11 +9,11 @@ use skiff_cni::{
     types::{CniError, code},
 };
 
-use super::{config::Removal, spoof::SpoofCheck};
+use super::{Removal, SpoofCheck};
 
 /// Rules that are being made. They are waited for before anything is undone.
 #[derive(Default)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     making: Vec<(&'static str, JoinHandle<Result<(), FirewallError>>)>,
     masquerade: Option<Masquerade>,
     spoof_check: Option<SpoofCheck>,
@@ -45,7 +45,7 @@ impl Rules {
     }
 
     /// Waits for all of them.
-    pub(super) fn finish(&mut self) -> Result<(), CniError> {
+    pub(crate) fn finish(&mut self) -> Result<(), CniError> {
         let errors = self.making.drain(..).filter_map(|(failed, made)| {
             let made = made
                 .join()
