@@ -148,16 +148,13 @@ impl<'a> Tool<'a> {
 
     async fn gc(&self, netns: &[PathBuf]) -> Result<(), Failure> {
         let in_use: HashSet<PathBuf> = netns.iter().map(|path| netns_path(path)).collect();
-        let attachments = self.runner.attachments(&self.list.name)?.into_iter();
-        let attachments = attachments.map(|cached| cached.attachment);
         // Of what an older libcni cached nobody knows the namespace: that is left alone.
-        let kept = attachments.filter(|Attachment { netns, .. }| {
+        let is_kept = |Attachment { netns, .. }: &Attachment| {
             netns.as_os_str().is_empty()
                 || in_use.contains(netns)
                 || (in_use.is_empty() && netns.exists())
-        });
-        let valid: Vec<AttachmentKey> = kept.map(|attachment| attachment.key()).collect();
-        Ok(self.runner.gc(&self.list, &valid).await?)
+        };
+        Ok(self.runner.gc_all_but(&self.list, is_kept).await?)
     }
 
     /// One for each namespace. Two that have one name would undo each other.

@@ -34,6 +34,12 @@ pub enum RunnerError {
         #[source]
         source: io::Error,
     },
+    /// An ADD waited in vain for a GC, or a GC for an ADD.
+    #[error("others work on {network}")]
+    Busy {
+        /// The network.
+        network: String,
+    },
     /// CHECK of what was never attached.
     #[error("no result of an ADD is cached for {container}, {ifname}")]
     NotCached {
@@ -83,6 +89,7 @@ impl RunnerError {
                 error
             }
             Self::Cache { .. } => CniError::from_error(code::IO, "the result cache", self),
+            Self::Busy { .. } => CniError::new(code::TRY_AGAIN, self.to_string()),
             Self::NotCached { .. } => CniError::new(code::UNKNOWN_CONTAINER, self.to_string()),
             Self::Netns(_) => CniError::from_error(code::ENVIRONMENT, "the node's namespace", self),
             Self::Plugin(_) | Self::Result { .. } => {

@@ -8,6 +8,7 @@ pub mod delegate;
 mod error;
 mod exec;
 mod folder;
+mod lock;
 mod request;
 mod runner;
 

@@ -15,10 +15,13 @@ use super::{
     CachedAttachment, Conflist, PluginConf, RunnerError,
     cache::ResultCache,
     exec::{self, PluginCall},
-    request,
+    lock, request,
 };
-use crate::types::{
-    AttachmentKey, CniResult, CniVersion, ContainerId, IfName, NetworkName, PluginType, code,
+use crate::{
+    ByteLock, Holders,
+    types::{
+        AttachmentKey, CniResult, CniVersion, ContainerId, IfName, NetworkName, PluginType, code,
+    },
 };
 
 /// The patience of the kubelet's runtimes.
@@ -65,6 +68,7 @@ impl Attachment {
 pub struct CniRunner {
     bin_dirs: Vec<PathBuf>,
     cache: ResultCache,
+    cache_dir: PathBuf,
     netns: NodeNetns,
     timeout: Duration,
 }
@@ -73,10 +77,10 @@ impl CniRunner {
     /// Finds plugins in `bin_dirs`, keeps results in `cache_dir`. Nothing is read or made yet.
     #[must_use]
     pub fn new(bin_dirs: Vec<PathBuf>, cache_dir: PathBuf, node_netns: NodeNetns) -> Self {
-        let cache = ResultCache::new(&cache_dir);
         Self {
             bin_dirs,
-            cache,
+            cache: ResultCache::new(&cache_dir),
+            cache_dir,
             netns: node_netns,
             timeout: TIMEOUT,
         }
@@ -89,7 +93,8 @@ impl CniRunner {
         self
     }
 
-    /// Attaches a container. If a plugin fails, what the plugins before it made is detached again.
+    /// Attaches a container; waits for a GC of the network to end. If a plugin fails, what the plugins before it made is
+    /// detached again.
     ///
     /// # Errors
     /// [`RunnerError`] of the plugin that failed.
@@ -98,6 +103,7 @@ impl CniRunner {
         list: &Conflist,
         attachment: &Attachment,
     ) -> Result<CniResult, RunnerError> {
+        let _no_gc = self.hold(list, Holders::Many).await?;
         let result = self.add_or_undo(list, attachment).await;
         match self.older(list, &result).await {
             Some(list) => self.add_or_undo(&list, attachment).await,
@@ -236,15 +242,43 @@ impl CniRunner {
     }
 
     /// Detaches every cached attachment that is not `valid`, many at once, and lets the plugins remove what else they
-    /// find.
+    /// find. Waits for ADDs to the network to end, and keeps others from beginning.
     ///
     /// # Errors
     /// [`RunnerError`]; everything was tried.
     pub async fn gc(&self, list: &Conflist, valid: &[AttachmentKey]) -> Result<(), RunnerError> {
+        self.gc_where(list, |_cached| valid.to_vec()).await
+    }
+
+    /// [`CniRunner::gc`] where the valid attachments are those of the cached ones that `is_kept` wants: what an ADD has
+    /// made until then is among them.
+    ///
+    /// # Errors
+    /// As [`CniRunner::gc`].
+    pub async fn gc_all_but(
+        &self,
+        list: &Conflist,
+        is_kept: impl Fn(&Attachment) -> bool,
+    ) -> Result<(), RunnerError> {
+        let kept = |cached: &[CachedAttachment]| {
+            let attachments = cached.iter().map(|cached| &cached.attachment);
+            let kept = attachments.filter(|attachment| is_kept(attachment));
+            kept.map(Attachment::key).collect()
+        };
+        self.gc_where(list, kept).await
+    }
+
+    async fn gc_where(
+        &self,
+        list: &Conflist,
+        valid: impl FnOnce(&[CachedAttachment]) -> Vec<AttachmentKey>,
+    ) -> Result<(), RunnerError> {
         if list.disable_gc {
             return Ok(());
         }
+        let _no_add = self.hold(list, Holders::One).await?;
         let cached = self.attachments(&list.name)?;
+        let valid = &valid(&cached);
         let mut errors = self.detach_others(cached, valid, Some(list)).await;
         let result = self.gc_all(list, valid).await;
         let result = match self.older(list, &result).await {
@@ -290,6 +324,14 @@ impl CniRunner {
             .filter_map(|result| async { result.err() })
             .collect()
             .await
+    }
+
+    async fn hold(
+        &self,
+        list: &Conflist,
+        holders: Holders,
+    ) -> Result<Option<ByteLock>, RunnerError> {
+        lock::hold(&self.cache_dir, &list.name, holders, self.timeout).await
     }
 
     async fn gc_all(&self, list: &Conflist, valid: &[AttachmentKey]) -> Result<(), RunnerError> {

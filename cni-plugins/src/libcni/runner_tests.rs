@@ -64,6 +64,48 @@ fn runner(dir: &Path) -> CniRunner {
 }
 
 #[tokio::test]
+async fn gc_waits_for_an_add_and_keeps_what_that_has_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    plugin(dir, "one", "10.0.0.2", "");
+    plugin(dir, "two", "10.0.0.3", "");
+    let go = dir.join("go");
+    let waiting = format!("#!/bin/sh\n[ $CNI_COMMAND = GC ] || cat {}\n", go.display());
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let two = fs::read_to_string(dir.join("two")).unwrap();
+    let two = two.replacen("#!/bin/sh\n", &waiting, 1);
+    fs::write(dir.join("two"), two).unwrap();
+    let (runner, list, attachment) = (runner(dir), list(), attachment("c1"));
+    let other = self::runner(dir);
+
+    let collecting = async {
+        let is_begun = || fs::read_to_string(dir.join("log")).is_ok_and(|log| !log.is_empty());
+        while !is_begun() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let gc = other.gc_all_but(&list, |_| true);
+        tokio::pin!(gc);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut gc).await;
+        assert!(early.is_err(), "GC beside an ADD");
+        tokio::fs::write(&go, "").await.unwrap();
+        gc.await.unwrap();
+    };
+    let (added, ()) = tokio::join!(runner.add(&list, &attachment), collecting);
+    added.unwrap();
+    let calls = calls(dir);
+    assert_eq!(names(&calls), ["ADD one", "ADD two", "GC one", "GC two"]);
+    let valid = &calls[2].1["cni.dev/valid-attachments"];
+    assert_eq!(*valid, json!([{"containerID": "c1", "ifname": "eth0"}]));
+
+    let patient = other.with_timeout(Duration::from_millis(20));
+    let held = patient.hold(&list, Holders::Many).await.unwrap();
+    let error = patient.gc(&list, &[]).await.unwrap_err();
+    assert_eq!(error.to_cni().code, code::TRY_AGAIN);
+    drop(held);
+    patient.gc(&list, &[attachment.key()]).await.unwrap();
+}
+
+#[tokio::test]
 async fn plugins_run_in_order_and_hand_results_on() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
