@@ -7,6 +7,7 @@
     reason = "a bench that cannot be built fails its test"
 )]
 
+pub mod chained;
 pub mod compare;
 pub mod forwarding;
 pub mod raw;

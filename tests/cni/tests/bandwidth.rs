@@ -6,69 +6,37 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
+    ops::Deref,
     path::Path,
 };
 
 use serde_json::{Value, json};
 use skiff_tests_cni::{
-    Answer, Bench, TestNetns,
-    compare::References,
-    raw::RawCall,
-    traffic::{after, talk},
+    TestNetns, chained::Chained, compare::References, raw::RawCall, traffic::talk,
 };
 
 /// What the reference plugin calls the device of container `a` in the network `net`.
 const IFB: &str = "bwpc3a99edf74e2";
 
-/// A container whose pair is made by ptp.
+/// A container, and its link's end in the node.
 struct Scene {
-    bench: Bench,
-    pod: TestNetns,
-    first: Answer,
+    chained: Chained,
     veth: String,
+}
+
+impl Deref for Scene {
+    type Target = Chained;
+
+    fn deref(&self) -> &Chained {
+        &self.chained
+    }
 }
 
 impl Scene {
     fn new() -> Self {
-        let bench = Bench::new();
-        let pod = TestNetns::new("pod");
-        let conf = json!({
-            "cniVersion": "1.1.0", "name": "net", "type": "ptp", "mtu": 1400,
-            "ipam": {
-                "type": "host-local", "dataDir": bench.dir.path().join("networks"),
-                "ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]],
-                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-            },
-        });
-        let first = bench.add(&conf, "a", &pod);
-        let veth = bench.veths()[0].clone();
-        Self {
-            bench,
-            pod,
-            first,
-            veth,
-        }
-    }
-
-    fn conf(&self, keys: &Value) -> Value {
-        let mut conf = json!({"cniVersion": "1.1.0", "name": "net", "type": "bandwidth"});
-        for (key, value) in keys.as_object().unwrap() {
-            conf[key] = value.clone();
-        }
-        after(&self.first, &conf)
-    }
-
-    fn add(&self, keys: &Value) -> Answer {
-        self.bench.add(&self.conf(keys), "a", &self.pod)
-    }
-
-    fn check(&self, keys: &Value) -> Answer {
-        let conf = self.conf(keys);
-        self.bench.call("CHECK", &conf, "a", self.pod.path())
-    }
-
-    fn del(&self, keys: &Value) {
-        self.bench.del(&self.conf(keys), "a", &self.pod);
+        let chained = Chained::new("bandwidth");
+        let veth = chained.bench.veths()[0].clone();
+        Self { chained, veth }
     }
 
     /// Neighbours find each other, so that no packet waits for that.
@@ -442,7 +410,7 @@ fn del_succeeds_when_half_or_all_of_it_is_gone() {
         scene.add(&slow());
         let mut conf = scene.conf(&slow());
         conf.as_object_mut().unwrap().remove("prevResult");
-        let Scene { bench, pod, .. } = scene;
+        let Chained { bench, pod, .. } = scene.chained;
         let path = pod.path().to_owned();
         drop(pod);
         let path = if told { path.as_path() } else { Path::new("") };

@@ -4,50 +4,25 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::{fs, path::Path};
+use std::{fs, ops::Deref, path::Path};
 
 use serde_json::{Value, json};
-use skiff_tests_cni::{Answer, Bench, TestNetns, raw::RawCall, traffic::after};
+use skiff_tests_cni::{chained::Chained, raw::RawCall};
 
-/// A container with a link, made by ptp, and a place for backups.
-struct Scene {
-    bench: Bench,
-    pod: TestNetns,
-    first: Answer,
+/// A container, and a place for backups.
+struct Scene(Chained);
+
+impl Deref for Scene {
+    type Target = Chained;
+
+    fn deref(&self) -> &Chained {
+        &self.0
+    }
 }
 
 impl Scene {
     fn new() -> Self {
-        let bench = Bench::new();
-        let pod = TestNetns::new("pod");
-        let conf = json!({
-            "cniVersion": "1.1.0", "name": "net", "type": "ptp", "mtu": 1400,
-            "ipam": {
-                "type": "host-local", "dataDir": bench.dir.path().join("networks"),
-                "subnet": "10.99.0.0/24",
-            },
-        });
-        let first = bench.add(&conf, "a", &pod);
-        Self { bench, pod, first }
-    }
-
-    fn conf(&self, keys: &Value) -> Value {
-        let mut conf = json!({
-            "cniVersion": "1.1.0", "name": "net", "type": "tuning",
-            "dataDir": self.bench.dir.path().join("tuning"),
-        });
-        for (key, value) in keys.as_object().unwrap() {
-            conf[key] = value.clone();
-        }
-        after(&self.first, &conf)
-    }
-
-    fn add(&self, keys: &Value) -> Answer {
-        self.bench.add(&self.conf(keys), "a", &self.pod)
-    }
-
-    fn del(&self, keys: &Value) {
-        self.bench.del(&self.conf(keys), "a", &self.pod);
+        Self(Chained::new("tuning"))
     }
 
     fn link(&self) -> Value {
@@ -120,7 +95,7 @@ fn every_setting_arrives_and_the_link_gets_its_own_back() {
 #[test]
 fn a_result_that_tells_an_mtu_tells_the_new_one() {
     let mut scene = Scene::new();
-    scene.first.json["interfaces"][1]["mtu"] = json!(1400);
+    scene.0.first.json["interfaces"][1]["mtu"] = json!(1400);
     let answer = scene.add(&json!({"mtu": 1300}));
     assert_eq!(answer.json["interfaces"][1]["mtu"], 1300);
     assert_eq!(answer.json["interfaces"][0].get("mtu"), None);
@@ -322,7 +297,7 @@ fn del_succeeds_when_half_or_all_of_it_is_gone() {
         let scene = Scene::new();
         scene.add(&everything());
         let conf = scene.conf(&everything());
-        let Scene { bench, pod, .. } = scene;
+        let Chained { bench, pod, .. } = scene.0;
         let path = pod.path().to_owned();
         drop(pod);
         let path = if told { path.as_path() } else { Path::new("") };
