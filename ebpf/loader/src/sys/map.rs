@@ -243,12 +243,12 @@ impl<V: Plain> ArrayTable<V> {
 /// An array that both sides have mapped: a write is a store.
 ///
 /// Elements are whole 64-bit words and are only ever accessed as such, atomically. What is mapped counts as this process's
-/// memory, so it is mapped in pieces, from the front, as far as it is used.
+/// memory, so it is mapped in pieces, where it is used and as long as that is so.
 #[derive(Debug)]
-pub(crate) struct MappedArray<T> {
+pub(crate) struct MappedArray<T: Plain> {
     fd: OwnedFd,
     name: &'static str,
-    pieces: Vec<NonNull<AtomicU64>>,
+    pieces: Vec<Option<NonNull<AtomicU64>>>,
     length: u32,
     types: PhantomData<T>,
 }
@@ -257,9 +257,9 @@ pub(crate) struct MappedArray<T> {
 const PIECE: usize = 256 * 1024;
 
 // SAFETY: all access goes through atomics; the mappings belong to this value alone.
-unsafe impl<T> Send for MappedArray<T> {}
+unsafe impl<T: Plain> Send for MappedArray<T> {}
 // SAFETY: as above.
-unsafe impl<T> Sync for MappedArray<T> {}
+unsafe impl<T: Plain> Sync for MappedArray<T> {}
 
 impl<T: Plain> MappedArray<T> {
     const WORDS: usize = size_of::<T>() / 8;
@@ -283,11 +283,17 @@ impl<T: Plain> MappedArray<T> {
         self.length
     }
 
-    /// Maps the elements before `end`, so that they can be read and written.
-    pub(crate) fn map_up_to(&mut self, end: u32) -> Result<(), DatapathError> {
-        let end = end.min(self.length) as usize;
-        while self.pieces.len() * Self::PER_PIECE < end {
-            let offset = self.pieces.len() * PIECE;
+    /// Maps the elements from `first` to before `end`, so that they can be read and written until [`Self::unmap`].
+    pub(crate) fn map(&mut self, first: u32, end: u32) -> Result<(), DatapathError> {
+        let end = (end.min(self.length) as usize).div_ceil(Self::PER_PIECE);
+        for number in first as usize / Self::PER_PIECE..end {
+            if self.pieces.len() <= number {
+                self.pieces.resize(number + 1, None);
+            }
+            let Some(place @ None) = self.pieces.get_mut(number) else {
+                continue;
+            };
+            let offset = number * PIECE;
             let bytes = PIECE.min(self.length as usize * size_of::<T>() - offset);
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let (shared, fd) = (libc::MAP_SHARED, self.fd.as_raw_fd());
@@ -304,9 +310,20 @@ impl<T: Plain> MappedArray<T> {
                     source,
                 });
             };
-            self.pieces.push(piece);
+            *place = Some(piece);
         }
         Ok(())
+    }
+
+    /// Undoes [`Self::map`], for all elements.
+    pub(crate) fn unmap(&mut self) {
+        let total = self.length as usize * size_of::<T>();
+        for (number, piece) in self.pieces.drain(..).enumerate() {
+            let Some(piece) = piece else { continue };
+            let bytes = PIECE.min(total - number * PIECE);
+            // SAFETY: a mapping made in `map`, unmapped once.
+            let _unmapped = unsafe { libc::munmap(piece.as_ptr().cast(), bytes) };
+        }
     }
 
     /// One 64-bit word of one element.
@@ -315,11 +332,11 @@ impl<T: Plain> MappedArray<T> {
         if index >= self.length as usize || word >= Self::WORDS {
             return None;
         }
-        let piece = self.pieces.get(index / Self::PER_PIECE)?;
+        let piece = (*self.pieces.get(index / Self::PER_PIECE)?)?;
         let offset = index % Self::PER_PIECE * Self::WORDS + word;
         // SAFETY: within the piece: the index is in the array and the piece covers it up to the array's end.
         let pointer = unsafe { piece.add(offset) };
-        // SAFETY: aligned (the piece is), mapped as long as `self` lives, and only accessed atomically.
+        // SAFETY: aligned (the piece is), mapped as long as `self` is borrowed, and only accessed atomically.
         Some(unsafe { pointer.as_ref() })
     }
 
@@ -358,14 +375,9 @@ impl<T: Plain> MappedArray<T> {
     }
 }
 
-impl<T> Drop for MappedArray<T> {
+impl<T: Plain> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        let total = self.length as usize * size_of::<T>();
-        for (number, piece) in self.pieces.iter().enumerate() {
-            let bytes = PIECE.min(total - number * PIECE);
-            // SAFETY: a mapping made in `map_up_to`, unmapped once.
-            let _unmapped = unsafe { libc::munmap(piece.as_ptr().cast(), bytes) };
-        }
+        self.unmap();
     }
 }
 

@@ -74,6 +74,7 @@ impl Writer {
             writes: Writes::default(),
         };
         writer.read_back()?;
+        writer.rest();
         Ok(writer)
     }
 
@@ -87,21 +88,22 @@ impl Writer {
 
     /// Rebuilds the mirror, and repairs what a writer that was killed left behind.
     fn read_back(&mut self) -> Result<(), DatapathError> {
-        self.sets.map_up_to(1)?;
+        self.sets.map(0, 1)?;
         let marks = self.sets.get(0).map_or(0, |marks| marks.word);
         let (backends, sets) = (
             abi::SetWord::unpack(marks).base,
             abi::SetWord::unpack(marks).count,
         );
-        self.sets.map_up_to(sets)?;
-        self.backends.map_up_to(backends)?;
+        self.sets.map(0, sets)?;
+        self.backends.map(0, backends)?;
         let mut owners = HashMap::new();
         for index in 1..sets {
             let Some(set) = self.sets.get(index) else {
                 break;
             };
             let run = abi::SetWord::unpack(set.word);
-            self.slots.map_up_to(run.base.saturating_add(run.count))?;
+            self.slots
+                .map(run.base, run.base.saturating_add(run.count))?;
             if let Some(id) = SetId::from_owner(set.owner) {
                 let members = self.read_members(index, run);
                 owners.insert(index, id);
@@ -169,8 +171,20 @@ impl Writer {
         self.free_backends = Runs::new(0, self.backends.len(), ids);
     }
 
+    /// Lets go of what only changes need.
+    fn rest(&mut self) {
+        self.slots.unmap();
+        self.backends.unmap();
+    }
+
     /// Makes the change. After an error, what was done is in the mirror: the next diff continues from there.
     pub(crate) fn apply(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
+        let result = self.apply_all(diff);
+        self.rest();
+        result
+    }
+
+    fn apply_all(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
         for (id, members) in &diff.publish {
             self.publish(*id, members)?;
         }
@@ -288,6 +302,7 @@ impl Writer {
             let Some(id) = kept.map(|member| member.id).or_else(|| fresh.next()) else {
                 break;
             };
+            self.backends.map(id, id.saturating_add(1))?;
             let member = Member {
                 backend: *backend,
                 id,
@@ -305,7 +320,7 @@ impl Writer {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         if let Some(base) = self.free_backends.take(count) {
             let end = base.saturating_add(count);
-            self.reach(Pool::Backends, end)?;
+            self.reach(Pool::Backends, base, end)?;
             return Ok((base..end).collect());
         }
         let mut ids = Vec::new();
@@ -351,6 +366,11 @@ impl Writer {
     fn free_backend(&mut self, id: u32) {
         // A program that chose it a moment ago sees that it is no member any more and chooses again, from the
         // set that has replaced this one; so does whoever remembers it (affinity).
+        let mapped = self.backends.map(id, id.saturating_add(1));
+        if let Err(error) = &mapped {
+            // It gets another generation before it is used again.
+            tracing::debug!(%error, id, "a freed backend keeps its set");
+        }
         if let Some(backend) = self.backends.get(id) {
             self.backends.set(id, abi::Backend { set: 0, ..backend });
         }
@@ -425,16 +445,16 @@ impl Writer {
             Some(base) => base,
             None => self.take_after_waiting(pool, len)?,
         };
-        self.reach(pool, base.saturating_add(len))?;
+        self.reach(pool, base, base.saturating_add(len))?;
         Ok(base)
     }
 
-    /// Makes everything before `end` accessible, and notes that it may be in use.
-    fn reach(&mut self, pool: Pool, end: u32) -> Result<(), DatapathError> {
+    /// Makes these elements accessible, and notes that they may be in use.
+    fn reach(&mut self, pool: Pool, first: u32, end: u32) -> Result<(), DatapathError> {
         match pool {
-            Pool::Sets => self.sets.map_up_to(end)?,
-            Pool::Slots => self.slots.map_up_to(end)?,
-            Pool::Backends => self.backends.map_up_to(end)?,
+            Pool::Sets => self.sets.map(first, end)?,
+            Pool::Slots => self.slots.map(first, end)?,
+            Pool::Backends => self.backends.map(first, end)?,
         }
         self.raise_marks(pool, end);
         Ok(())
