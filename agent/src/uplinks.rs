@@ -126,16 +126,19 @@ impl UplinkTask {
             let names: Vec<&str> = named.clone().map(|link| link.name.as_str()).collect();
             tracing::info!(links = ?names, "serving clients outside");
         }
-        named.try_for_each(|link| self.help(link, uplinks, before.contains(&link.index)))
+        named.try_for_each(|link| {
+            let can = self.config.xdp && can_help(link, &links);
+            self.help(link, can, uplinks, before.contains(&link.index))
+        })
     }
 
-    /// Has the link's driver help, if that is wanted, or not any more.
-    fn help(&self, link: &Link, uplinks: &Uplinks, before: bool) -> Result<()> {
-        if !self.config.xdp {
-            return Ok(uplinks.detach_xdp(link.index)?);
+    /// Has the link's driver help if it `can`, else not any more.
+    fn help(&self, link: &Link, can: bool, uplinks: &Uplinks, before: bool) -> Result<()> {
+        if !can {
+            uplinks.detach_xdp(link.index)?;
         }
-        let helps = is_physical(link) && self.netns.run(|| uplinks.attach_xdp(link.index))??;
-        if !helps && !before {
+        let helps = can && self.netns.run(|| uplinks.attach_xdp(link.index))??;
+        if self.config.xdp && !helps && !before {
             tracing::warn!(link = link.name, "no native XDP: served by TCX alone");
         }
         Ok(())
@@ -169,10 +172,11 @@ fn may_lead_out(link: &Link) -> bool {
     link.up && link.mac.len() == 6 && link.controller.is_none() && link.name != "lo"
 }
 
-/// Whether its driver sees packets as they were sent: those of links that the kernel makes up (veth, vxlan, …) have checksums
-/// that are still to be computed.
-fn is_physical(link: &Link) -> bool {
-    link.kind.is_empty()
+/// Whether its driver sees packets as they were sent. Those of links that the kernel makes up (veth, vxlan, …) have checksums that
+/// are still to be computed; of a link with VLANs they may have lost their tag, and with it whom they are for.
+fn can_help(link: &Link, all: &[Link]) -> bool {
+    let has_vlans = |other: &Link| other.kind == "vlan" && other.peer == Some(link.index);
+    link.kind.is_empty() && !all.iter().any(has_vlans)
 }
 
 /// The links that clients outside come in by, and those by which backends on other nodes answer: what leads to the rest of the
@@ -238,5 +242,22 @@ mod tests {
         ];
         assert_eq!(plan_uplinks(&links, &routes, &[1, 8]), [2, 3, 8, 9]);
         assert_eq!(plan_uplinks(&links, &[], &[]), [9]);
+    }
+
+    #[test]
+    fn drivers_of_physical_links_without_vlans_help() {
+        let vlan = Link {
+            peer: Some(3),
+            ..link(6, "eth1.7", "vlan")
+        };
+        let links = [
+            link(2, "eth0", ""),
+            link(3, "eth1", ""),
+            link(4, "up0", "veth"),
+            link(5, "vxlan0", "vxlan"),
+            vlan,
+        ];
+        let helping = links.iter().filter(|link| can_help(link, &links));
+        assert_eq!(helping.map(|link| link.index).collect::<Vec<_>>(), [2]);
     }
 }
