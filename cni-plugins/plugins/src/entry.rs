@@ -24,7 +24,7 @@ extern "C" fn main() -> c_int {
     if unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }.is_err() {
         return 1;
     }
-    crate::run().into()
+    skiff_cni_plugins::run().into()
 }
 
 /// Whoever started us may have closed some of the three: another file would get the number, and the answer.

@@ -8,9 +8,19 @@ use skiff_cni::{
     skel::{self, Call, Environment, Plugin, Target},
     types::{CniError, CniResult, CniVersion, IpConfig},
 };
+use skiff_cni_plugins::read_config;
 
-/// Reads host-local's configuration and answers as if it had served it.
+/// Reads a plugin's configuration and answers as if it had served it.
 struct Reader;
+
+/// Reads it as ADD does, and as DEL does, which takes all that ADD takes.
+fn read(call: &Call) -> [Result<(), CniError>; 2] {
+    let read = read_config(call).unwrap_or([Ok(()), Ok(())]);
+    if let [Ok(()), Err(error)] = &read {
+        panic!("DEL of what ADD accepts: {error}");
+    }
+    read
+}
 
 fn check_names(target: &Target) {
     for name in [target.container_id.as_str(), target.ifname.as_str()] {
@@ -23,6 +33,11 @@ fn check_names(target: &Target) {
 impl Plugin for Reader {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         check_names(target);
+        let [added, _] = read(call);
+        added?;
+        if call.conf.plugin_type.as_str() != "host-local" {
+            return Ok(CniResult::default());
+        }
         let config = HostLocalConfig::new(call)?;
         let folder = LeaseFolder::new(call).expect("DEL of what ADD accepts");
         assert_eq!(folder, config.folder);
@@ -51,22 +66,26 @@ impl Plugin for Reader {
 
     fn del(&self, call: &Call, target: &Target) -> Result<(), CniError> {
         check_names(target);
-        LeaseFolder::new(call).map(drop)
+        let [_, removed] = read(call);
+        removed
     }
 
     fn check(&self, call: &Call, target: &Target) -> Result<(), CniError> {
         check_names(target);
         assert!(call.conf.prev_result.is_some() && call.conf.version.has_check());
-        LeaseFolder::new(call).map(drop)
+        let [added, _] = read(call);
+        added
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
         assert!(call.conf.valid_attachments.is_some() && call.conf.version.has_gc());
-        LeaseFolder::new(call).map(drop)
+        let [_, removed] = read(call);
+        removed
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        HostLocalConfig::new(call).map(drop)
+        let [added, _] = read(call);
+        added
     }
 }
 

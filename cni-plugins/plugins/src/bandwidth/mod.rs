@@ -38,6 +38,11 @@ fn open(target: &Target) -> Result<NetNs, CniError> {
         .map_err(|error| CniError::from_error(code::ENVIRONMENT, "cannot open CNI_NETNS", &error))
 }
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [Config::new(call).map(drop), Ok(())]
+}
+
 impl Plugin for Bandwidth {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let config = Config::new(call)?;

@@ -30,6 +30,14 @@ use crate::{attachment, veth};
 #[derive(Debug)]
 pub(crate) struct Bridge;
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [
+        config::Config::new(call).map(drop),
+        veth::Removal::new(call).map(drop),
+    ]
+}
+
 impl Plugin for Bridge {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let _lock = attachment::lock_for_add("bridge", call, target)?;

@@ -57,6 +57,11 @@ fn differs(msg: impl Into<String>) -> CniError {
     CniError::new(code::CHECK_FAILED, msg)
 }
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [Config::new(call).map(drop), Zones::new(call).map(drop)]
+}
+
 impl Plugin for Firewall {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let config = Config::new(call)?;

@@ -71,6 +71,14 @@ fn lease_all(
     Ok(leases)
 }
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [
+        HostLocalConfig::new(call).map(drop),
+        LeaseFolder::new(call).map(drop),
+    ]
+}
+
 impl Plugin for HostLocal {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let config = HostLocalConfig::new(call)?;

@@ -26,6 +26,14 @@ use crate::attachment;
 #[derive(Debug)]
 pub(crate) struct Portmap;
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [
+        Config::new(call).map(drop),
+        Config::for_removal(call).map(drop),
+    ]
+}
+
 impl Plugin for Portmap {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let config = Config::new(call)?;

@@ -26,6 +26,14 @@ use crate::{attachment, veth};
 #[derive(Debug)]
 pub(crate) struct Ptp;
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [
+        config::Config::new(call).map(drop),
+        veth::Removal::new(call).map(drop),
+    ]
+}
+
 impl Plugin for Ptp {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let _lock = attachment::lock_for_add("ptp", call, target)?;

@@ -14,7 +14,7 @@ mod sysctl;
 use skiff_cni::{
     netlink::{Link, Netlink},
     skel::{Call, Plugin, Target},
-    types::{CniError, CniResult, code},
+    types::{CniError, CniResult, IfName, code},
 };
 use skiff_netns::NetNs;
 
@@ -59,6 +59,15 @@ async fn find_link(pod: &Netlink, target: &Target) -> Result<Option<Link>, CniEr
 
 fn differs(msg: impl Into<String>) -> CniError {
     CniError::new(code::CHECK_FAILED, msg)
+}
+
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    let ifname = "eth0".parse::<IfName>();
+    let added = ifname
+        .map_err(|error| CniError::config(error.to_string()))
+        .and_then(|any| Config::new(call, &any).map(drop));
+    [added, data_dir(call).map(drop)]
 }
 
 impl Plugin for Tuning {

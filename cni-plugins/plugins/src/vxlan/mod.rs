@@ -25,6 +25,14 @@ use crate::attachment;
 #[derive(Debug)]
 pub(crate) struct Vxlan;
 
+/// Whether ADD and DEL take the configuration.
+pub(crate) fn read_config(call: &Call) -> [Result<(), CniError>; 2] {
+    [
+        config::Config::new(call).map(drop),
+        config::Removal::new(call).map(drop),
+    ]
+}
+
 impl Plugin for Vxlan {
     fn add(&self, call: &Call, target: &Target) -> Result<CniResult, CniError> {
         let _lock = attachment::lock_for_add("vxlan", call, target)?;
