@@ -1,6 +1,7 @@
 //! Rules for Services.
 
 mod families;
+mod sources;
 
 use std::net::IpAddr;
 
@@ -42,6 +43,7 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
     validate_addresses(object, errors);
     validate_policies(object, kind, errors);
     validate_load_balancer(object, kind, errors);
+    sources::validate(object, kind, errors);
 }
 
 fn validate_external_name(object: &Value, errors: &mut Errors) {
@@ -164,16 +166,6 @@ fn validate_addresses(object: &Value, errors: &mut Errors) {
                 errors.push(FieldError::invalid(field, ip, why));
             }
             Ok(_) => {}
-        }
-    }
-    for (index, range) in items(object, &["spec", "loadBalancerSourceRanges"])
-        .iter()
-        .enumerate()
-    {
-        let range = range.as_str().unwrap_or_default().trim();
-        if !is_cidr(range) {
-            let field = format!("spec.loadBalancerSourceRanges[{index}]");
-            errors.push(FieldError::invalid(field, range, CIDR_DETAIL));
         }
     }
 }

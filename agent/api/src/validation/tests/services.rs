@@ -151,6 +151,69 @@ fn load_balancers_have_fields_of_their_own() {
 }
 
 #[test]
+fn source_ranges_are_prefixes_and_a_load_balancer_s() {
+    let with = |kind: &str, ranges: Value, annotation: Option<&str>| {
+        let mut object = service(&json!({"type": kind, "loadBalancerSourceRanges": ranges}));
+        if let Some(text) = annotation {
+            let key = "service.beta.kubernetes.io/load-balancer-source-ranges";
+            object["metadata"]["annotations"] = json!({key: text});
+        }
+        object
+    };
+    let only = "may only be used when `type` is 'LoadBalancer'";
+    let field = "spec.LoadBalancerSourceRanges";
+    let annotation = "metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]";
+    let cases = [
+        (
+            "LoadBalancer",
+            json!(["10.0.0.0/8", " fd00::/8 "]),
+            None,
+            vec![],
+        ),
+        ("ClusterIP", json!([]), None, vec![]),
+        (
+            "LoadBalancer",
+            json!(["10.0.0.0/8", "10.0.0.1", "10.0.0.0/33", ""]),
+            Some("ignored"),
+            [1, 2, 3]
+                .map(|i| format!("{field}[{i}]: Invalid value"))
+                .into(),
+        ),
+        (
+            "NodePort",
+            json!(["10.0.0.0/8"]),
+            None,
+            vec![format!("{field}: Forbidden: {only}")],
+        ),
+        (
+            "LoadBalancer",
+            json!([]),
+            Some("10.0.0.0/8, fd00::/8"),
+            vec![],
+        ),
+        (
+            "LoadBalancer",
+            json!([]),
+            Some("10.0.0.0/8,nowhere"),
+            vec![format!("{annotation}: Invalid value: \"nowhere\"")],
+        ),
+        (
+            "ClusterIP",
+            json!([]),
+            Some("10.0.0.0/8"),
+            vec![format!("{annotation}: Forbidden: {only}")],
+        ),
+    ];
+    let resource = Registry::of(Kind::Service).unwrap();
+    for (kind, ranges, annotation, expected) in cases {
+        let case = format!("{kind} {ranges} {annotation:?}");
+        let errors = resource.validate(&with(kind, ranges, annotation));
+        let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+        assert_errors(&errors, &expected, &case);
+    }
+}
+
+#[test]
 fn updates_keep_what_is_first_and_say_single_stack_to_drop_the_second() {
     let dual = || {
         let mut fields = ips(&["10.96.0.1", "fd00::1"]);
