@@ -2,7 +2,9 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
-use skiff_ebpf_loader::{Counters, Datapath, DatapathError, NodeSettings, StalePeer, TableDiff};
+use skiff_ebpf_loader::{
+    ClientTable, Counters, Datapath, DatapathError, NodeSettings, StalePeer, TableDiff,
+};
 
 use crate::{iptables::IptablesError, tracker::TableView};
 
@@ -46,6 +48,12 @@ pub trait Dataplane: Send {
         false
     }
 
+    /// The UDP frontends that the change brings, if a socket that is connected to one of them was before it, and is never
+    /// served.
+    fn new_frontends(&self, _diff: &TableDiff) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+
     /// The sockets that were sent to a backend which their Service no longer has, and which does not drain either. None
     /// if packets are translated rather than sockets.
     ///
@@ -64,6 +72,14 @@ pub trait Dataplane: Send {
     /// [`DataplaneError`] if that cannot be written.
     fn forget_peers(&self, _peers: &[StalePeer]) -> Result<(), DataplaneError> {
         Ok(())
+    }
+
+    /// The table of what sockets send from; none if packets are translated rather than sockets.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if it cannot be opened.
+    fn clients(&self) -> Result<Option<ClientTable>, DataplaneError> {
+        Ok(None)
     }
 
     /// Whether a change waits for processes, so that it must be kept off the async runtime's threads.
@@ -91,6 +107,10 @@ impl Dataplane for Datapath {
         diff.takes_away(self.state())
     }
 
+    fn new_frontends(&self, diff: &TableDiff) -> Vec<SocketAddr> {
+        diff.new_frontends(self.state())
+    }
+
     fn stale_peers(
         &self,
         draining: &HashSet<SocketAddr>,
@@ -100,6 +120,10 @@ impl Dataplane for Datapath {
 
     fn forget_peers(&self, peers: &[StalePeer]) -> Result<(), DataplaneError> {
         Ok(Self::forget_peers(self, peers)?)
+    }
+
+    fn clients(&self) -> Result<Option<ClientTable>, DataplaneError> {
+        Ok(Some(Self::clients(self)?))
     }
 
     fn blocks(&self) -> bool {
@@ -128,6 +152,10 @@ impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
         (**self).takes_away(diff)
     }
 
+    fn new_frontends(&self, diff: &TableDiff) -> Vec<SocketAddr> {
+        (**self).new_frontends(diff)
+    }
+
     fn stale_peers(
         &self,
         draining: &HashSet<SocketAddr>,
@@ -137,6 +165,10 @@ impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
 
     fn forget_peers(&self, peers: &[StalePeer]) -> Result<(), DataplaneError> {
         (**self).forget_peers(peers)
+    }
+
+    fn clients(&self) -> Result<Option<ClientTable>, DataplaneError> {
+        (**self).clients()
     }
 
     fn blocks(&self) -> bool {

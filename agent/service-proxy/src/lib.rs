@@ -10,6 +10,7 @@
 //! meanwhile. A change of one Service plans and writes that Service only. Nothing is written before both lists are
 //! complete, so a restart changes nothing that is still wanted.
 
+mod clients;
 mod dataplane;
 mod health;
 mod iptables;

@@ -1,17 +1,21 @@
 //! What the proxy needs of the API's objects, and nothing else: they are many.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::{
     core::v1::{Node, Service, ServicePort, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
-use skiff_ebpf_loader::Protocol;
+use skiff_ebpf_loader::{Prefix, Protocol};
 
 /// Upstream's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// Services with this label belong to another proxy.
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// With the value `true`: TCP connections to an endpoint are ended when the Service loses it. There is nothing of upstream's
+/// that asks for it; a connection otherwise lasts as long as the endpoint does.
+const ANNOTATION_END_CONNECTIONS: &str = "skiff.io/end-connections";
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -48,8 +52,12 @@ pub struct ServiceInfo {
     pub created: i64,
     /// ClusterIPs.
     pub cluster_ips: Vec<IpAddr>,
-    /// External IPs and those of load balancers.
+    /// External IPs.
     pub external_ips: Vec<IpAddr>,
+    /// The IPs of load balancers.
+    pub balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, in order.
+    pub source_ranges: Box<[Prefix]>,
     /// Its ports.
     pub ports: Vec<PortInfo>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
@@ -58,6 +66,8 @@ pub struct ServiceInfo {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// TCP connections to endpoints that are gone are ended.
+    pub ends_streams: bool,
     /// Where load balancers ask whether there are endpoints on this node (`healthCheckNodePort`).
     pub health_port: Option<u16>,
 }
@@ -129,6 +139,7 @@ impl ServiceInfo {
     pub fn of(service: &Service) -> Option<Self> {
         let spec = service.spec.as_ref()?;
         let labels = service.metadata.labels.as_ref();
+        let annotations = service.metadata.annotations.as_ref();
         let another_proxy = labels.is_some_and(|labels| labels.contains_key(LABEL_PROXY_NAME));
         if another_proxy || spec.type_.as_deref() == Some("ExternalName") {
             return None;
@@ -154,7 +165,9 @@ impl ServiceInfo {
         let mut info = Self {
             created: created.map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips,
-            external_ips: addresses(spec.external_ips.iter().flatten().chain(balancers)),
+            external_ips: addresses(spec.external_ips.iter().flatten()),
+            balancer_ips: addresses(balancers),
+            source_ranges: source_ranges(spec),
             ports: spec
                 .ports
                 .iter()
@@ -164,11 +177,15 @@ impl ServiceInfo {
             affinity_seconds: affinity_seconds(spec),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            ends_streams: annotations
+                .and_then(|all| all.get(ANNOTATION_END_CONNECTIONS))
+                .is_some_and(|value| value == "true"),
             health_port: health_port(spec),
         };
         // They are kept, and many.
         info.cluster_ips.shrink_to_fit();
         info.external_ips.shrink_to_fit();
+        info.balancer_ips.shrink_to_fit();
         info.ports.shrink_to_fit();
         Some(info)
     }
@@ -246,6 +263,15 @@ fn health_port(spec: &ServiceSpec) -> Option<u16> {
         && spec.external_traffic_policy.as_deref() == Some("Local");
     let port = spec.health_check_node_port.filter(|_| local)?;
     u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
+fn source_ranges(spec: &ServiceSpec) -> Box<[Prefix]> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
+    let ranges: BTreeSet<Prefix> = ranges
+        .filter_map(|text| text.trim().parse().ok())
+        .filter_map(|range: IpNetwork| Prefix::of(range.ip(), range.prefix()))
+        .collect();
+    ranges.into_iter().collect()
 }
 
 fn affinity_seconds(spec: &ServiceSpec) -> u32 {

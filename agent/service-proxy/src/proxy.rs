@@ -31,10 +31,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clients::{Clients, clients_loop},
     dataplane::{Dataplane, DataplaneError},
     health::{Health, NodeListeners, health_loop},
     objects::{ServiceInfo, ServiceName, SliceInfo, zone_of},
-    sweep::{Draining, NodeNamespaces, sweep_loop},
+    sweep::{Draining, NewFrontends, NodeNamespaces, sweep_loop},
     tracker::Tracker,
 };
 
@@ -59,6 +60,9 @@ pub struct ProxyConfig {
 /// Why the proxy gave up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
+    /// A table of the dataplane could not be opened.
+    #[error("opening the table of clients")]
+    Clients(#[source] DataplaneError),
     /// The dataplane could not be told about the node.
     #[error("telling the datapath about the node")]
     Node(#[source] DataplaneError),
@@ -94,6 +98,8 @@ struct Shared {
     synced: watch::Sender<bool>,
     /// Asks for a sweep.
     sweep: watch::Sender<Draining>,
+    /// What such a sweep is to look for besides.
+    new_frontends: Arc<NewFrontends>,
     /// What load balancers are told.
     health: watch::Sender<Health>,
 }
@@ -163,6 +169,7 @@ pub struct ServiceProxy {
     slices: Listing<(String, String)>,
     node: Listing<()>,
     namespaces: Option<Arc<dyn NodeNamespaces>>,
+    clients: Option<Arc<Clients>>,
     listeners: Option<Arc<dyn NodeListeners>>,
     shared: Arc<Shared>,
     questions: (
@@ -213,6 +220,7 @@ impl ServiceProxy {
             counters: Mutex::default(),
             synced: watch::Sender::new(false),
             sweep: watch::Sender::default(),
+            new_frontends: Arc::default(),
             health: watch::Sender::default(),
         });
         let (services, slices) = (Listing::default(), Listing::default());
@@ -224,13 +232,15 @@ impl ServiceProxy {
             slices,
             node: Listing::default(),
             namespaces: None,
+            clients: None,
             listeners: None,
             shared,
             questions: mpsc::unbounded_channel(),
         }
     }
 
-    /// Ends connected UDP sockets there when their backend leaves its Service. Otherwise they go on to talk to it.
+    /// Ends sockets there whose backend leaves its Service, and finds out their addresses. Otherwise they go on to talk to it,
+    /// and no load balancer with source ranges serves them.
     #[must_use]
     pub fn with_namespaces(mut self, namespaces: Arc<dyn NodeNamespaces>) -> Self {
         self.namespaces = Some(namespaces);
@@ -270,8 +280,21 @@ impl ServiceProxy {
             .map_err(ProxyError::Node)?;
         if let Some(namespaces) = self.namespaces.take() {
             let dataplane = Arc::clone(&self.shared.dataplane);
+            let table = dataplane.lock().clients().map_err(ProxyError::Clients)?;
+            if let Some(table) = table {
+                let clients = Arc::new(Clients::new(table, Arc::clone(&namespaces)));
+                tokio::spawn(clients_loop(Arc::clone(&clients), token.clone()));
+                self.clients = Some(clients);
+            }
             let requests = self.shared.sweep.subscribe();
-            tokio::spawn(sweep_loop(dataplane, namespaces, requests, token.clone()));
+            let new = Arc::clone(&self.shared.new_frontends);
+            tokio::spawn(sweep_loop(
+                dataplane,
+                namespaces,
+                new,
+                requests,
+                token.clone(),
+            ));
         }
         if let Some(listeners) = self.listeners.take() {
             let health = self.shared.health.subscribe();
@@ -373,7 +396,7 @@ impl ServiceProxy {
             return true;
         }
         let begun = Instant::now();
-        let (diff, takes_away) = {
+        let (diff, takes_away, new) = {
             let dataplane = self.shared.dataplane.lock();
             let diff = if full {
                 self.tracker.full_diff(dataplane.view())
@@ -381,10 +404,17 @@ impl ServiceProxy {
                 self.tracker.diff(dataplane.view())
             };
             let takes_away = dataplane.takes_away(&diff);
-            (diff, takes_away)
+            let new = dataplane.new_frontends(&diff);
+            (diff, takes_away, new)
         };
+        if let Some(clients) = &self.clients
+            && diff.upsert.iter().any(|(_, spec)| spec.sources.is_some())
+        {
+            clients.refresh().await;
+        }
         let draining = self.tracker.draining();
-        let sweep = full || takes_away || draining != **self.shared.sweep.borrow();
+        let sweep =
+            full || takes_away || !new.is_empty() || draining != **self.shared.sweep.borrow();
         // Also if it is empty: the first one puts newly built tables in force.
         let (diff, result) = write(&self.shared, diff).await;
         self.shared
@@ -397,6 +427,9 @@ impl ServiceProxy {
         match result {
             Ok(()) => {
                 if sweep {
+                    let since = Instant::now();
+                    let new = new.into_iter().map(|frontend| (frontend, since));
+                    self.shared.new_frontends.lock().extend(new);
                     self.shared.sweep.send_replace(Arc::new(draining));
                 }
                 counters.applied += 1;

@@ -1,7 +1,7 @@
-//! Ends the sockets of backends that have gone, so that their owners move on at once.
+//! Ends the sockets of backends that have gone, and those that were before their Service, so that their owners move on at once.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     error::Error,
     io,
     net::SocketAddr,
@@ -36,15 +36,20 @@ pub trait NodeNamespaces: Send + Sync {
 /// Backends that have left their sets, but still serve the clients they have.
 pub(crate) type Draining = Arc<HashSet<SocketAddr>>;
 
+/// UDP frontends that are new, and since when.
+pub(crate) type NewFrontends = Mutex<HashMap<SocketAddr, Instant>>;
+
 /// Sweeps whenever it is asked to, and once more when things have settled.
 pub(crate) async fn sweep_loop(
     dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     namespaces: Arc<dyn NodeNamespaces>,
+    new: Arc<NewFrontends>,
     mut requests: watch::Receiver<Draining>,
     token: CancellationToken,
 ) {
     let mut sweeper = Sweeper {
         namespaces,
+        new,
         streams: HashSet::new(),
         missing: HashSet::new(),
     };
@@ -99,6 +104,8 @@ enum SweepError {
 
 struct Sweeper {
     namespaces: Arc<dyn NodeNamespaces>,
+    /// Whose connected sockets, if there are any, are older than the Service.
+    new: Arc<NewFrontends>,
     /// TCP sockets: a cookie stays one's, so nobody looks for them again.
     streams: HashSet<StalePeer>,
     /// Not found the last time. The socket may have been in the middle of `connect`.
@@ -116,16 +123,18 @@ impl Sweeper {
         let stale: HashSet<StalePeer> = stale.into_iter().collect();
         self.streams.retain(|peer| stale.contains(peer));
         let wanted: Vec<StalePeer> = stale.difference(&self.streams).copied().collect();
-        if wanted.is_empty() {
+        let early = self.new_frontends(begun);
+        if wanted.is_empty() && early.is_empty() {
             return Ok(());
         }
         let mut found = Ended::default();
         let mut failed = None;
-        let mut in_one = || match end_sockets(&wanted) {
+        let mut in_one = || match end_sockets(&wanted, &early) {
             Ok(here) => {
                 found.ended.extend(here.ended);
                 found.alive.extend(here.alive);
                 found.streams.extend(here.streams);
+                found.early += here.early;
             }
             Err(error) => failed = Some(error),
         };
@@ -135,9 +144,14 @@ impl Sweeper {
         if let Some(error) = failed {
             return Err(SweepError::Sockets(error));
         }
-        if !found.ended.is_empty() {
-            let (sockets, took) = (found.ended.len(), begun.elapsed());
-            tracing::info!(sockets, ?took, "ended sockets of backends that have gone");
+        if !found.ended.is_empty() || found.early > 0 {
+            let (gone, early, took) = (found.ended.len(), found.early, begun.elapsed());
+            tracing::info!(
+                gone,
+                early,
+                ?took,
+                "ended sockets of backends that have gone, and of Services that have come"
+            );
         }
         let exist = found.ended.iter().chain(&found.alive);
         let exist: HashSet<&StalePeer> = exist.chain(&found.streams).collect();
@@ -150,5 +164,13 @@ impl Sweeper {
         self.streams.extend(&found.streams);
         self.missing = missing;
         Ok(())
+    }
+
+    /// Each is looked for until things have settled.
+    fn new_frontends(&self, now: Instant) -> HashSet<SocketAddr> {
+        let mut new = self.new.lock();
+        let all = new.keys().copied().collect();
+        new.retain(|_, since| now.duration_since(*since) < SETTLE);
+        all
     }
 }

@@ -14,6 +14,12 @@ pub const REV_NAT: u32 = 65_536;
 pub const AFFINITY: u32 = 65_536;
 /// Unconnected UDP sockets that use Services.
 pub const FLOWS: u32 = 16_384;
+/// Prefixes of clients, of all lists.
+pub const SOURCES: u32 = 65_536;
+/// Network namespaces whose addresses are known.
+pub const CLIENTS: u32 = 4_096;
+/// Bytes for cookies that nobody has read yet: a power of two, whole pages.
+pub const NEW_CLIENTS_BYTES: u32 = 65_536;
 /// The node's addresses.
 pub const NODE_ADDRS: u32 = 1_024;
 /// Bytes for what a tracer has not read yet: a power of two, whole pages.

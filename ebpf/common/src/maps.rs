@@ -14,6 +14,12 @@ pub const REV_NAT: &str = "LB_REV_NAT";
 pub const AFFINITY: &str = "LB_AFFINITY";
 /// Unconnected UDP socket to backend: same types as [`AFFINITY`].
 pub const FLOWS: &str = "LB_FLOWS";
+/// Who may use which frontends: [`crate::SourceKey`] to 1.
+pub const SOURCES: &str = "LB_SOURCES";
+/// What sockets send from: the cookie of a network namespace to [`crate::Client`].
+pub const CLIENTS: &str = "LB_CLIENTS";
+/// A ring of cookies that [`CLIENTS`] lacks.
+pub const NEW_CLIENTS: &str = "LB_NEW_CLIENTS";
 /// The node's own addresses (a set): [`crate::Addr`].
 pub const NODE_ADDRS: &str = "LB_NODE_ADDRS";
 /// Where the node's pods are: [`crate::Addr`] to [`crate::PodPort`].
@@ -47,7 +53,7 @@ pub const NAT_FLOWS: &str = "NAT_FLOWS";
 /// Ports of fragmented datagrams, as they lie in memory: [`crate::FragmentKey`] to `u32`.
 pub const NAT_FRAGMENTS: &str = "NAT_FRAGMENTS";
 /// All of them.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 26] = [
     SERVICES,
     SETS,
     SLOTS,
@@ -55,6 +61,9 @@ pub const ALL: [&str; 23] = [
     REV_NAT,
     AFFINITY,
     FLOWS,
+    SOURCES,
+    CLIENTS,
+    NEW_CLIENTS,
     NODE_ADDRS,
     POD_PORTS,
     POD_SOURCES,

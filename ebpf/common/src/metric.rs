@@ -48,7 +48,9 @@ pub enum Metric {
     PolicyIngress = 20,
     /// Packets to or from a pod whose policies are not known yet; dropped.
     PolicyUnknown = 21,
+    /// Dropped: the client is not in the Service's source ranges.
+    NatSource = 22,
 }
 
 /// How many [`Metric`]s there are.
-pub const METRICS: u32 = 22;
+pub const METRICS: u32 = 23;

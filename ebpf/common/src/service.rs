@@ -31,6 +31,11 @@ pub struct ServiceKey {
 /// `externalTrafficPolicy: Local`: packets from outside are dropped, not refused, while this node has no backend.
 pub const SERVICE_LOCAL_ONLY: u16 = 1 << 1;
 
+/// Only clients in [`Service::sources`] are served.
+pub const SERVICE_SOURCES: u16 = 1 << 2;
+/// TCP connections of the node's sockets end with the backend's time in the set. For the user side.
+pub const SERVICE_ENDS_STREAMS: u16 = 1 << 3;
+
 /// One frontend. An element of a hash map may be given to another key while a program still reads it, hence [`Service::key`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +50,45 @@ pub struct Service {
     pub affinity_seconds: u32,
     /// `SERVICE_*`.
     pub flags: u16,
+    /// The list of `LB_SOURCES` that its clients must be in, with [`SERVICE_SOURCES`]. 0: none.
+    pub sources: u16,
+}
+
+/// A prefix of a list, as the kernel's LPM tries have it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    /// How many bits of `source` count: [`SOURCE_LIST_BITS`] and those of the prefix; of IPv4 prefixes 96 more.
+    pub prefix_len: u32,
+    /// The list, and the prefix's first address.
+    pub source: Source,
+}
+
+/// An address and the list that it may be in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// [`Service::sources`].
+    pub list: u16,
     /// Zero.
     pub pad: u16,
+    /// The address.
+    pub addr: Addr,
+}
+
+/// The bits of a [`Source`] before its address.
+pub const SOURCE_LIST_BITS: u32 = 32;
+/// All bits of a [`Source`].
+pub const SOURCE_BITS: u32 = SOURCE_LIST_BITS + 128;
+
+/// What a socket of a network namespace sends from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// [`Addr::ANY_V4`]: none.
+    pub v4: Addr,
+    /// [`Addr::ANY_V6`]: none.
+    pub v6: Addr,
 }
 
 /// A backend set.

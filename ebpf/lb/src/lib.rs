@@ -6,12 +6,14 @@
 #![no_std]
 
 use skiff_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, Config, FLOW_SECONDS, PROTO_UDP, SCOPE_ADDRESS,
+    Addr, Affinity, AffinityKey, Backend, Client, Config, FLOW_SECONDS, PROTO_UDP, SCOPE_ADDRESS,
     SCOPE_NODE_PORT, Service, ServiceKey, SetWord, Slot,
 };
 
+pub mod icmp;
 pub mod nat;
 pub mod packet;
+pub mod sources;
 pub mod sum;
 
 #[cfg(test)]
@@ -46,6 +48,10 @@ pub trait Tables {
     fn affinity(&self, of: Sticky, key: &AffinityKey) -> Option<Affinity>;
     /// Remembers it.
     fn set_affinity(&self, of: Sticky, key: &AffinityKey, value: &Affinity);
+    /// Whether a list of source ranges has the address.
+    fn is_source(&self, list: u16, addr: &Addr) -> bool;
+    /// What sockets of a network namespace send from. If that is not known, somebody is asked to find out.
+    fn client(&self, netns: u64) -> Option<Client>;
     /// Uniformly random.
     fn random(&self) -> u32;
     /// Monotonic nanoseconds.
@@ -88,7 +94,7 @@ pub enum Verdict {
         /// Whether session affinity chose it.
         by_affinity: bool,
     },
-    /// The Service has no backend: refuse at once.
+    /// The Service has no backend, or none for this client: refuse at once.
     Refuse,
     /// What was read never fitted together: refuse, and count it.
     Inconsistent,
@@ -101,7 +107,7 @@ pub fn decide<T: Tables>(tables: &T, request: &Request) -> Verdict {
         return Verdict::Pass;
     };
     let set = service.inside;
-    if set == 0 {
+    if set == 0 || !sources::serves_socket(tables, &service, request) {
         return Verdict::Refuse;
     }
     if service.affinity_seconds != 0 {

@@ -3,13 +3,13 @@
 use skiff_ebpf_common::{
     Addr, BACKEND_LOCAL, Backend, FLOW_FIN, FLOW_OPEN, FLOW_REFUSED, FLOW_REMOTE, FLOW_REPLY,
     FLOW_RESET, Flow, FlowKey, NextHop, PROTO_TCP, PROTO_UDP, SCOPE_NODE_PORT, SERVICE_LOCAL_ONLY,
-    SNAT_FIRST, SNAT_PORTS, Service, Slot,
+    SNAT_FIRST, SNAT_PORTS, Service, SetWord, Slot,
 };
 
 use crate::{
     Pick, Request, Sticky, Tables, find_service, member,
     packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    pick, remembered, sum,
+    pick, remembered, sources, sum,
 };
 
 /// A flow's times are written once in so many nanoseconds.
@@ -66,8 +66,11 @@ pub fn is_current<T: Tables>(tables: &T, flow: &Flow, proto: u8, tcp: u8) -> boo
 pub enum Choice {
     /// It is for no Service, or for one that is closed to the outside: left to the node.
     Pass,
-    /// This node has no backend, and others must not be used: dropped.
+    /// This node has no backend, and those of others must not be used: dropped, so that a balancer in front tries another
+    /// node.
     NoLocal,
+    /// The client is none of those that the Service is for: dropped.
+    Stranger,
     /// No backend: refused by a port of the node where nothing listens.
     Refuse(u32),
     /// What was read never fitted together: dropped.
@@ -103,7 +106,12 @@ pub fn choose<T: Tables>(tables: &T, key: &FlowKey, tcp: u8) -> Choice {
         return Choice::Pass;
     }
     let hash = hash(key);
-    let picked = if service.affinity_seconds == 0 {
+    let picked = if !sources::serves(tables, &service, &key.src) {
+        if has_members(tables, set) {
+            return Choice::Stranger;
+        }
+        Pick::Empty
+    } else if service.affinity_seconds == 0 {
         pick(tables, set, || hash)
     } else {
         let client = client_of(&key.src);
@@ -118,21 +126,50 @@ pub fn choose<T: Tables>(tables: &T, key: &FlowKey, tcp: u8) -> Choice {
     };
     match picked {
         Pick::Backend(slot, backend) => Choice::Backend(slot, backend),
-        Pick::Empty => without_backend(&service),
+        Pick::Empty => without_backend(tables, &service),
         Pick::Inconsistent => Choice::Inconsistent,
     }
 }
 
 #[inline(always)]
-fn without_backend(service: &Service) -> Choice {
-    if service.flags & SERVICE_LOCAL_ONLY != 0 {
-        Choice::NoLocal
-    } else if service.key.scope == SCOPE_NODE_PORT {
-        // Nothing of the node listens there (see `bind4`): the kernel refuses it.
-        Choice::Pass
-    } else {
-        Choice::Refuse(service.outside)
+fn without_backend<T: Tables>(tables: &T, service: &Service) -> Choice {
+    let is_local = service.flags & SERVICE_LOCAL_ONLY != 0;
+    match refusal(tables, is_local, service.key.scope, service.inside) {
+        Refusal::NoLocal => Choice::NoLocal,
+        Refusal::ByTheNode => Choice::Pass,
+        Refusal::ByUs => Choice::Refuse(service.outside),
     }
+}
+
+/// What a client is told that has no backend.
+#[repr(u32)]
+enum Refusal {
+    NoLocal,
+    ByTheNode,
+    ByUs,
+}
+
+/// A function of its own in the programs: else the compiler has them look at a frontend before they have one, and then not use
+/// it, which the verifier does not let pass.
+#[inline(never)]
+fn refusal<T: Tables>(tables: &T, is_local: bool, scope: u8, inside: u32) -> Refusal {
+    if is_local && has_members(tables, inside) {
+        Refusal::NoLocal
+    } else if scope == SCOPE_NODE_PORT {
+        // Nothing of the node listens there (see `bind4`): the kernel refuses it.
+        Refusal::ByTheNode
+    } else {
+        Refusal::ByUs
+    }
+}
+
+/// Whether a set has a backend, wherever that is.
+#[inline(always)]
+fn has_members<T: Tables>(tables: &T, set: u32) -> bool {
+    set != 0
+        && tables
+            .set_word(set)
+            .is_some_and(|word| SetWord::unpack(word).count != 0)
 }
 
 /// The same on every node, so that each sends a flow to the same backend.

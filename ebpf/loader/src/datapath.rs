@@ -12,7 +12,7 @@ use std::{
 use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, RevNat, RevNatKey, limits, maps};
 
 use crate::{
-    DatapathError, PodPaths, Policies, bpffs,
+    ClientTable, DatapathError, PodPaths, Policies, bpffs,
     policy::Waiting,
     programs::Programs,
     stale::{self, StalePeer},
@@ -147,6 +147,8 @@ pub struct Counters {
     pub nat_no_way: u64,
     /// Dropped: has been on its way for too long.
     pub nat_expired: u64,
+    /// Dropped: the client is not in the Service's source ranges.
+    pub nat_source: u64,
     /// Packets that pods' policies did not let out.
     pub policy_egress: u64,
     /// Packets that pods' policies did not let in.
@@ -249,6 +251,11 @@ impl Counters {
                 "dropped_expired_packets",
                 "Packets dropped: on their way for too long.",
                 self.nat_expired,
+            ),
+            (
+                "dropped_source_packets",
+                "Packets dropped: the client is not in loadBalancerSourceRanges.",
+                self.nat_source,
             ),
         ]
     }
@@ -451,6 +458,7 @@ impl Datapath {
             nat_no_local: get(Metric::NatNoLocal)?,
             nat_no_way: get(Metric::NatNoWay)?,
             nat_expired: get(Metric::NatExpired)?,
+            nat_source: get(Metric::NatSource)?,
             policy_egress: get(Metric::PolicyEgress)?,
             policy_ingress: get(Metric::PolicyIngress)?,
             policy_unknown: get(Metric::PolicyUnknown)?,
@@ -472,6 +480,14 @@ impl Datapath {
     /// [`DatapathError`] if a pin cannot be opened or a table not be read.
     pub fn policies(&self) -> Result<Policies, DatapathError> {
         Policies::open(&self.maps_dir, Waiting::clone(&self.waiting_pods))
+    }
+
+    /// The addresses of network namespaces, in the tables of this datapath.
+    ///
+    /// # Errors
+    /// [`DatapathError`] if a pin cannot be opened.
+    pub fn clients(&self) -> Result<ClientTable, DatapathError> {
+        ClientTable::open(&self.maps_dir)
     }
 
     /// The folder with the pins.

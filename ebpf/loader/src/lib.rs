@@ -11,6 +11,7 @@
 )]
 
 mod bpffs;
+mod clients;
 mod datapath;
 mod error;
 mod flows;
@@ -31,6 +32,7 @@ mod uplink;
 pub use crate::generator::PacketGenerator;
 pub use crate::{
     bpffs::teardown,
+    clients::{ClientTable, netns_client},
     datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
     error::DatapathError,
     flows::{FlowState, FlowTable, NatFlow, Swept},

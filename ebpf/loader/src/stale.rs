@@ -1,9 +1,10 @@
-//! Sockets that talk to a backend which their Service no longer has.
+//! Sockets that talk to a backend which their Service no longer has, or that connected before their Service was there.
 //!
 //! A connected UDP socket was translated once, at `connect`: nothing that is written into the tables later reaches it. So that
 //! its owner moves on at once, the socket is ended ([`end_sockets`]) when its backend leaves the Service. Only sockets
 //! that a Service sent to that backend are: the table of translated peers knows them by their cookies, which the
-//! kernel never uses twice. Whoever talks to a pod directly is left alone.
+//! kernel never uses twice. Whoever talks to a pod directly is left alone. TCP connections go on, unless the frontend says
+//! otherwise ([`FrontendSpec::ends_streams`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,6 +24,10 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StalePeer {
     pub(crate) key: abi::RevNatKey,
+    /// It is to end if it is a UDP socket.
+    datagrams: bool,
+    /// It is to end if it is a TCP socket.
+    streams: bool,
 }
 
 impl std::fmt::Debug for StalePeer {
@@ -30,7 +35,7 @@ impl std::fmt::Debug for StalePeer {
         f.debug_struct("StalePeer")
             .field("cookie", &self.key.cookie)
             .field("backend", &self.backend())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,10 +52,12 @@ impl StalePeer {
 pub struct Ended {
     /// They were ended.
     pub ended: Vec<StalePeer>,
-    /// They exist, and talk to nobody or somebody else now, or are no UDP sockets.
+    /// They exist, and talk to nobody or somebody else now.
     pub alive: Vec<StalePeer>,
-    /// They are TCP sockets: these end by themselves.
+    /// They are TCP sockets that are left to end by themselves.
     pub streams: Vec<StalePeer>,
+    /// So many were ended for their Service to have come after them.
+    pub early: usize,
 }
 
 /// The entries of the table of translated peers that no Service accounts for any more. `draining` are backends that have
@@ -61,7 +68,7 @@ pub(crate) fn find(
     draining: &HashSet<SocketAddr>,
 ) -> Vec<StalePeer> {
     let mut members: HashMap<SetId, HashSet<SocketAddr>> = HashMap::new();
-    let mut leads = |spec: Option<FrontendSpec>, backend: &SocketAddr| {
+    let mut leads = |spec: Option<&FrontendSpec>, backend: &SocketAddr| {
         let Some(spec) = spec else { return false };
         let set = members.entry(spec.inside).or_insert_with(|| {
             let set = state.set(spec.inside).into_iter().flatten();
@@ -79,16 +86,23 @@ pub(crate) fn find(
         let datagrams = frontend(state, asked, Protocol::Udp);
         // The table does not say which protocol the socket has. Where only TCP is served it is clear.
         let streams = frontend(state, asked, Protocol::Tcp);
-        if leads(datagrams, &backend) || (datagrams.is_none() && leads(streams, &backend)) {
-            continue;
+        let by_streams = leads(streams, &backend);
+        let by_datagrams = leads(datagrams, &backend) || (datagrams.is_none() && by_streams);
+        let ends = streams.is_some_and(|spec| spec.ends_streams);
+        let peer = StalePeer {
+            key,
+            datagrams: !by_datagrams,
+            streams: ends && !by_streams,
+        };
+        if peer.datagrams || peer.streams {
+            stale.push(peer);
         }
-        stale.push(StalePeer { key });
     }
     stale
 }
 
 /// How the address is served: as one of a Service, or else as a NodePort (it was one of the node's, then).
-fn frontend(state: &TableState, asked: SocketAddr, protocol: Protocol) -> Option<FrontendSpec> {
+fn frontend(state: &TableState, asked: SocketAddr, protocol: Protocol) -> Option<&FrontendSpec> {
     let (addr, port) = (asked.ip(), asked.port());
     let exact = Frontend::Address {
         addr,
@@ -100,16 +114,17 @@ fn frontend(state: &TableState, asked: SocketAddr, protocol: Protocol) -> Option
         port,
         protocol,
     };
-    let exact = state.frontend(&exact);
-    exact.or_else(|| state.frontend(&node_port))
+    let exact = state.spec(&exact);
+    exact.or_else(|| state.spec(&node_port))
 }
 
 /// Ends those of the sockets that are in the calling thread's network namespace and still connected to their stale
-/// backend over UDP.
+/// backend: over UDP, and over TCP where that is asked for. Also ends UDP sockets that are connected to one of the frontends in
+/// `early`: they were before their Service, so nothing was translated for them, and nothing would ever be.
 ///
 /// # Errors
 /// [`io::Error`] if the kernel does not list sockets or refuses to end one.
-pub fn end_sockets(peers: &[StalePeer]) -> io::Result<Ended> {
+pub fn end_sockets(peers: &[StalePeer], early: &HashSet<SocketAddr>) -> io::Result<Ended> {
     let mut wanted: HashMap<u64, Vec<StalePeer>> = HashMap::new();
     for peer in peers {
         wanted.entry(peer.key.cookie).or_default().push(*peer);
@@ -117,20 +132,29 @@ pub fn end_sockets(peers: &[StalePeer]) -> io::Result<Ended> {
     let mut diag = SockDiag::open()?;
     let mut result = Ended::default();
     for socket in diag.sockets(PROTO_UDP)? {
-        let peers = wanted.remove(&socket.cookie()).unwrap_or_default();
-        for peer in peers {
-            let connected = socket.peer() == Some((peer.key.addr, peer.key.port));
-            if connected && diag.destroy(PROTO_UDP, &socket)? {
-                result.ended.push(peer);
+        let peer = socket.peer();
+        if peer.is_some_and(|(addr, port)| early.contains(&socket_addr(addr, port))) {
+            result.early += usize::from(diag.destroy(PROTO_UDP, &socket)?);
+        }
+        for stale in wanted.remove(&socket.cookie()).unwrap_or_default() {
+            let connected = peer == Some((stale.key.addr, stale.key.port));
+            if stale.datagrams && connected && diag.destroy(PROTO_UDP, &socket)? {
+                result.ended.push(stale);
             } else {
-                result.alive.push(peer);
+                result.alive.push(stale);
             }
         }
     }
     if !wanted.is_empty() {
         for socket in diag.sockets(PROTO_TCP)? {
-            let peers = wanted.remove(&socket.cookie());
-            result.streams.extend(peers.into_iter().flatten());
+            for stale in wanted.remove(&socket.cookie()).unwrap_or_default() {
+                let connected = socket.far_end() == (stale.key.addr, stale.key.port);
+                if stale.streams && connected && diag.destroy(PROTO_TCP, &socket)? {
+                    result.ended.push(stale);
+                } else {
+                    result.streams.push(stale);
+                }
+            }
         }
     }
     Ok(result)
@@ -167,12 +191,7 @@ mod tests {
             });
             (SetId::of(&[name]), members.collect::<Vec<_>>())
         };
-        let spec = |name: &str| FrontendSpec {
-            inside: SetId::of(&[name]),
-            outside: None,
-            affinity_seconds: 0,
-            local_only: false,
-        };
+        let spec = |name: &str| FrontendSpec::to(SetId::of(&[name]));
         let at = |addr: &str, protocol| {
             let addr: SocketAddr = addr.parse().unwrap();
             Frontend::Address {
@@ -223,6 +242,31 @@ mod tests {
         for (asked, backend, expected) in cases {
             let found = find(&state, vec![entry(1, asked, backend)], &HashSet::new());
             assert_eq!(!found.is_empty(), expected, "{asked} -> {backend}");
+        }
+    }
+
+    #[test]
+    fn streams_are_stale_where_that_is_asked_for() {
+        let mut state = state();
+        let tcp = Frontend::Address {
+            addr: "10.96.0.10".parse().unwrap(),
+            port: 53,
+            protocol: Protocol::Tcp,
+        };
+        let spec = state.frontends.get_mut(&tcp).unwrap();
+        spec.ends_streams = true;
+        // The backend, and whether a UDP or a TCP socket ends.
+        let cases = [
+            ("10.0.0.1:53", None),
+            ("10.0.0.2:53", Some((false, true))),
+            ("10.0.0.3:53", Some((true, false))),
+            ("10.0.0.9:53", Some((true, true))),
+        ];
+        for (backend, expected) in cases {
+            let entries = vec![entry(1, "10.96.0.10:53", backend)];
+            let found = find(&state, entries, &HashSet::new());
+            let found = found.first().map(|peer| (peer.datagrams, peer.streams));
+            assert_eq!(found, expected, "{backend}");
         }
     }
 

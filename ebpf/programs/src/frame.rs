@@ -177,7 +177,7 @@ fn rewrite_v6(frame: &Frame, flow: &Flow, skb: *mut __sk_buff, summed: bool) -> 
 
 /// Takes one from the hops that are left. False: there was one left only.
 #[inline(always)]
-fn hop(skb: *mut __sk_buff, is_v4: bool) -> bool {
+pub(crate) fn hop(skb: *mut __sk_buff, is_v4: bool) -> bool {
     let at = ETHERNET + if is_v4 { 8 } else { 6 };
     let frame = Frame::of(&TcContext::new(skb));
     hop_in(&frame, at, is_v4, skb).is_some()

@@ -19,6 +19,7 @@ mod connect6;
 mod frame;
 mod getpeername4;
 mod getpeername6;
+mod icmp;
 mod nat;
 mod pod_egress;
 mod pod_frame;

@@ -108,7 +108,7 @@ pub(crate) fn complete(headers: &mut Headers) -> bool {
 
 /// The entry of a flow, and a copy of it in `flow`.
 #[inline(always)]
-fn find(key: &FlowKey, flow: &mut Flow) -> Option<*mut Flow> {
+pub(crate) fn find(key: &FlowKey, flow: &mut Flow) -> Option<*mut Flow> {
     let entry = NAT_FLOWS.get_ptr_mut(key)?;
     // SAFETY: the element is the table's and stays mapped while the program runs. Word by word, so that the copy is made
     // once and does not go over the stack.
@@ -270,6 +270,7 @@ fn open(scratch: &mut Scratch, link: u32, how: u32) -> Way {
         match choice {
             Choice::Pass => return PASS,
             Choice::NoLocal => return dropped(Metric::NatNoLocal),
+            Choice::Stranger => return dropped(Metric::NatSource),
             Choice::Inconsistent => return dropped(Metric::Inconsistent),
             Choice::Refuse(set) => {
                 count(Metric::NatRefused);

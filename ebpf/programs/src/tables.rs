@@ -15,13 +15,16 @@ use aya_ebpf::{
         },
     },
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{
+        Array, HashMap, LruHashMap, PerCpuArray, RingBuf,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::SockAddrContext,
 };
 use skiff_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, METRICS, Metric, PROTO_TCP,
-    PROTO_UDP, RevNat, RevNatKey, Service, ServiceKey, Slot, TraceEvent, TraceHook, TraceVerdict,
-    limits,
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Client, Config, METRICS, Metric, PROTO_TCP,
+    PROTO_UDP, RevNat, RevNatKey, SOURCE_BITS, Service, ServiceKey, Slot, Source, TraceEvent,
+    TraceHook, TraceVerdict, limits,
 };
 use skiff_lb::{Request, Sticky, Tables, Verdict};
 
@@ -46,6 +49,14 @@ static LB_AFFINITY: LruHashMap<AffinityKey, Affinity> =
     LruHashMap::with_max_entries(limits::AFFINITY, 0);
 #[map]
 static LB_FLOWS: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(limits::FLOWS, 0);
+#[map]
+static LB_SOURCES: LpmTrie<Source, u32> =
+    LpmTrie::with_max_entries(limits::SOURCES, BPF_F_NO_PREALLOC);
+#[map]
+static LB_CLIENTS: HashMap<u64, Client> =
+    HashMap::with_max_entries(limits::CLIENTS, BPF_F_NO_PREALLOC);
+#[map]
+static LB_NEW_CLIENTS: RingBuf = RingBuf::with_byte_size(limits::NEW_CLIENTS_BYTES, 0);
 #[map]
 static LB_NODE_ADDRS: HashMap<Addr, u32> =
     HashMap::with_max_entries(limits::NODE_ADDRS, BPF_F_NO_PREALLOC);
@@ -120,6 +131,30 @@ impl Tables for KernelTables {
         if written.is_err() {
             count(Metric::TableFull);
         }
+    }
+
+    #[inline(always)]
+    fn is_source(&self, list: u16, addr: &Addr) -> bool {
+        let source = Source {
+            list,
+            pad: 0,
+            addr: *addr,
+        };
+        LB_SOURCES.get(Key::new(SOURCE_BITS, source)).is_some()
+    }
+
+    #[inline(always)]
+    fn client(&self, netns: u64) -> Option<Client> {
+        // SAFETY: a copy is taken at once.
+        let known = unsafe { LB_CLIENTS.get(netns) }.copied();
+        if known.is_none() {
+            // No room: whoever reads has not yet seen others, and will look for all.
+            if let Some(mut entry) = LB_NEW_CLIENTS.reserve::<u64>(0) {
+                entry.write(netns);
+                entry.submit(0);
+            }
+        }
+        known
     }
 
     #[inline(always)]

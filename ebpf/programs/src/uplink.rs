@@ -15,6 +15,7 @@ use skiff_ebpf_common::{Metric, POD_DIRECT, POD_POLICIES};
 
 use crate::{
     frame::{self, Frame},
+    icmp,
     nat::{self, Scratch},
     pod_egress::POD_PORTS,
     tables::count,
@@ -29,8 +30,11 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
     let (kind, link) = unsafe { ((*skb).pkt_type, (*skb).ifindex) };
-    let Some(scratch) = headers_of(skb).filter(|_| kind == PACKET_HOST) else {
+    if kind != PACKET_HOST {
         return TC_ACT_UNSPEC;
+    }
+    let Some(scratch) = headers_of(skb) else {
+        return icmp::incoming(skb);
     };
     match nat::incoming(ctx.as_ptr(), scratch, link, ctx.len()) {
         nat::GO if scratch.flow.out != 0 => leave(skb, scratch),
@@ -45,7 +49,7 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
 pub fn uplink_out(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(scratch) = headers_of(skb) else {
-        return TC_ACT_UNSPEC;
+        return icmp::outgoing(skb);
     };
     // It has been routed already.
     if nat::outgoing(scratch, ctx.len())
@@ -59,7 +63,9 @@ pub fn uplink_out(ctx: TcContext) -> i32 {
 /// Sends a pod's answer out of the link where the client is. None: it is no such answer.
 #[inline(always)]
 pub(crate) fn answer(ctx: &TcContext) -> Option<i32> {
-    let scratch = headers_of(ctx.skb.skb)?;
+    let Some(scratch) = headers_of(ctx.skb.skb) else {
+        return icmp::answer(ctx.skb.skb);
+    };
     nat::outgoing(scratch, ctx.len()).then(|| leave(ctx.skb.skb, scratch))
 }
 

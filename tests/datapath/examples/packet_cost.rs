@@ -195,10 +195,8 @@ fn tables(services: u32) -> DesiredTables {
                 protocol,
             };
             let spec = FrontendSpec {
-                inside: set,
                 outside,
-                affinity_seconds: 0,
-                local_only: false,
+                ..FrontendSpec::to(set)
             };
             tables.frontends.insert(at, spec);
         }

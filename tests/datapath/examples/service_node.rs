@@ -125,12 +125,7 @@ fn tables(service: &Service, count: u32) -> Result<DesiredTables> {
             port,
             protocol: Protocol::Tcp,
         };
-        let spec = FrontendSpec {
-            inside: set,
-            outside: None,
-            affinity_seconds: 0,
-            local_only: false,
-        };
+        let spec = FrontendSpec::to(set);
         tables.sets.insert(set, backends);
         tables.frontends.insert(frontend, spec);
     };

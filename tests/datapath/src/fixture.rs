@@ -47,12 +47,7 @@ pub fn udp(addr: impl Into<SocketAddr>) -> Frontend {
 /// A frontend of all members of a set.
 #[must_use]
 pub fn spec(set: SetId) -> FrontendSpec {
-    FrontendSpec {
-        inside: set,
-        outside: None,
-        affinity_seconds: 0,
-        local_only: false,
-    }
+    FrontendSpec::to(set)
 }
 
 /// The set behind [`VIP`].

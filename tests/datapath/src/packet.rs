@@ -55,7 +55,9 @@ pub fn packet(proto: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+/// An address as a packet has it.
+#[must_use]
+pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -63,7 +65,8 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 /// The Internet checksum, computed from nothing.
-fn checksum(bytes: &[u8]) -> u16 {
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
@@ -75,7 +78,8 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// A length as a packet has it.
-fn length(bytes: usize) -> [u8; 2] {
+#[must_use]
+pub fn length(bytes: usize) -> [u8; 2] {
     u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
 }
 

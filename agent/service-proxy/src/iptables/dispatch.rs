@@ -251,7 +251,9 @@ fn has_rules(state: &State, table: TableName, frontend: &Frontend, spec: &Fronte
     let inside = balancer_of(frontend, spec);
     match table {
         TableName::Nat => is_served(state, &inside, spec.outside),
-        TableName::Filter => refusal(state, spec, inside.family).is_some(),
+        TableName::Filter => {
+            spec.sources.is_some() || refusal(state, spec, inside.family).is_some()
+        }
     }
 }
 
@@ -266,7 +268,10 @@ fn frontend_rules(
     let inside = balancer_of(frontend, spec);
     if table == TableName::Filter {
         let refusal = refusal(state, spec, inside.family);
+        // Who may come is translated before.
+        let strangers = spec.sources.is_some().then_some("DROP");
         return refusal
+            .or(strangers)
             .map(|target| format!("{at} -j {target}"))
             .into_iter()
             .collect();
@@ -274,9 +279,13 @@ fn frontend_rules(
     if !is_served(state, &inside, spec.outside) {
         return Vec::new();
     }
-    match spec.outside {
-        Some(outside) => vec![format!("{at} -j {}", inside.external_chain(outside))],
-        None => vec![
+    match (spec.outside, &spec.sources) {
+        (Some(outside), Some(sources)) => sources
+            .iter()
+            .map(|range| format!("-s {range} {at} -j {}", inside.external_chain(outside)))
+            .collect(),
+        (Some(outside), None) => vec![format!("{at} -j {}", inside.external_chain(outside))],
+        (None, _) => vec![
             format!("{at} -j {MARK_OUTSIDE}"),
             format!("{at} -j {}", inside.chain()),
         ],

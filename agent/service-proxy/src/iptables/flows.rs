@@ -126,15 +126,13 @@ mod tests {
             protocol: Protocol::Udp,
         };
         let spec = FrontendSpec {
-            inside: set,
             outside: Some(set),
-            affinity_seconds: 0,
-            local_only: false,
+            ..FrontendSpec::to(set)
         };
         let mut state = State::default();
         let mut touched = state.apply(&TableDiff {
             publish: vec![(set, vec![Backend::new("10.1.0.2".parse().unwrap(), 5353)])],
-            upsert: vec![(address, spec), (node_port, spec)],
+            upsert: vec![(address, spec.clone()), (node_port, spec)],
             ..TableDiff::default()
         });
         touched.frontends.insert(gone);

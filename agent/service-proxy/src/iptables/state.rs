@@ -43,7 +43,7 @@ impl State {
     /// The frontends that a set serves.
     pub(super) fn users(&self, set: SetId) -> impl Iterator<Item = (Frontend, FrontendSpec)> + '_ {
         let users = self.users.get(&set).into_iter().flatten();
-        users.filter_map(|frontend| Some((*frontend, *self.frontends.get(frontend)?)))
+        users.filter_map(|frontend| Some((*frontend, self.frontends.get(frontend)?.clone())))
     }
 
     /// Everything.
@@ -65,11 +65,12 @@ impl State {
             touched.sets.insert(*id);
         }
         for (frontend, spec) in &diff.upsert {
-            self.asked.insert(*frontend, *spec);
+            self.asked.insert(*frontend, spec.clone());
             let spec = in_rules(spec);
+            let sets = sets_of(&spec);
             let before = self.frontends.insert(*frontend, spec);
             self.unlink(*frontend, before, &mut touched);
-            for set in sets_of(&spec) {
+            for set in sets {
                 self.users.entry(set).or_default().insert(*frontend);
                 touched.sets.insert(set);
             }
@@ -116,7 +117,7 @@ fn in_rules(spec: &FrontendSpec) -> FrontendSpec {
     let outside = spec.outside;
     FrontendSpec {
         outside: outside.map(|set| if spec.local_only { set } else { spec.inside }),
-        ..*spec
+        ..spec.clone()
     }
 }
 
@@ -126,7 +127,7 @@ fn sets_of(spec: &FrontendSpec) -> impl Iterator<Item = SetId> + use<> {
 
 impl TableView for State {
     fn frontend(&self, frontend: &Frontend) -> Option<FrontendSpec> {
-        self.asked.get(frontend).copied()
+        self.asked.get(frontend).cloned()
     }
 
     fn set_is(&self, id: SetId, members: &[Backend]) -> bool {

@@ -1,5 +1,7 @@
 use skiff_cni::firewall::Family;
-use skiff_ebpf_loader::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId, TableDiff};
+use skiff_ebpf_loader::{
+    Backend, Frontend, FrontendSpec, IpFamily, Prefix, Protocol, SetId, TableDiff,
+};
 
 use super::{
     balance, base,
@@ -29,10 +31,10 @@ fn backend(addr: &str) -> Backend {
 
 fn spec(inside: SetId, outside: Option<SetId>, affinity_seconds: u32) -> FrontendSpec {
     FrontendSpec {
-        inside,
         outside,
         affinity_seconds,
         local_only: outside.is_some_and(|set| set != inside),
+        ..FrontendSpec::to(inside)
     }
 }
 
@@ -126,6 +128,51 @@ SKIFF-SERVICES -m addrtype --dst-type LOCAL -j SKIFF-NODEPORTS
 SKIFF-SERVICES -d 10.96.0.0/16 -j REJECT --reject-with icmp-host-unreachable
 "
     );
+}
+
+#[test]
+fn a_load_balancer_with_source_ranges_lets_those_in_and_drops_the_rest() {
+    let all = SetId::of(&["all"]);
+    let at = address("203.0.113.7", 443, Protocol::Tcp);
+    let ranges = ["198.51.100.0/24", "203.0.113.9/32"].map(|text| {
+        let range: ipnetwork::IpNetwork = text.parse().unwrap();
+        Prefix::of(range.ip(), range.prefix()).unwrap()
+    });
+    let restricted = FrontendSpec {
+        sources: Some(ranges.into()),
+        ..spec(all, Some(all), 0)
+    };
+    let mut state = State::default();
+    state.apply(&TableDiff {
+        publish: vec![(all, vec![backend("10.244.1.9")])],
+        upsert: vec![(at, restricted)],
+        ..TableDiff::default()
+    });
+    let lines = |state: &State, table| {
+        let text = text(&render(state), Family::V4, table);
+        let lines = text.lines().filter(|line| line.contains("--dport 443"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let chain = "SKIFF-NET-203.0.113.0_28";
+    let place = "-d 203.0.113.7/32 -p tcp -m tcp --dport 443";
+    let served = "-j SKIFF-EXT-70ff71036ee4f44f";
+    assert_eq!(
+        lines(&state, TableName::Nat),
+        [
+            format!("{chain} -s 198.51.100.0/24 {place} {served}"),
+            format!("{chain} -s 203.0.113.9/32 {place} {served}"),
+        ]
+    );
+    let filter = |target: &str| vec![format!("{chain} {place} -j {target}")];
+    assert_eq!(lines(&state, TableName::Filter), filter("DROP"));
+    // Without endpoints everybody is refused.
+    state.apply(&TableDiff {
+        publish: vec![(all, Vec::new())],
+        ..TableDiff::default()
+    });
+    assert!(lines(&state, TableName::Nat).is_empty());
+    let refused = filter("REJECT --reject-with icmp-port-unreachable");
+    assert_eq!(lines(&state, TableName::Filter), refused);
 }
 
 #[test]

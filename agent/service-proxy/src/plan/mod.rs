@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use skiff_ebpf_loader::{
-    Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Protocol, SetId,
+    Backend, DesiredTables, Frontend, FrontendSpec, IpFamily, Prefix, Protocol, SetId,
 };
 
 use crate::{
@@ -21,7 +22,8 @@ pub struct ServicePlan {
     pub sets: Vec<(SetId, Vec<Backend>)>,
     /// Its frontends.
     pub frontends: Vec<(Frontend, FrontendSpec)>,
-    /// Its UDP backends that are on their way out and still serve: clients that have one keep it.
+    /// Its backends that are on their way out and still serve, as far as connections to others are ended: clients that have
+    /// one keep it.
     pub draining: Vec<SocketAddr>,
     /// What load balancers are told, if they may ask.
     pub health: Option<HealthCheck>,
@@ -74,7 +76,7 @@ fn plan_port<'a>(
     (slices, zone): (impl Iterator<Item = &'a SliceInfo>, Option<&str>),
 ) {
     let endpoints = endpoints_of(port, slices);
-    if port.protocol == Protocol::Udp {
+    if port.protocol == Protocol::Udp || service.ends_streams {
         let draining = endpoints.iter().filter(|(_, e)| e.serving && e.terminating);
         let draining = draining.map(|(port, e)| SocketAddr::new(e.addr, *port));
         plan.draining.extend(draining);
@@ -105,7 +107,6 @@ fn plan_family<'a>(
         Option<&str>,
     ),
 ) {
-    let of_family = |addr: &&IpAddr| IpFamily::of(**addr) == family;
     let near = Reach::of(endpoints.clone(), zone);
     let all = usable(endpoints.clone(), near);
     let local = || usable(endpoints.clone().filter(|(_, e)| e.local), Reach::Any);
@@ -115,8 +116,8 @@ fn plan_family<'a>(
     } else {
         set
     };
-    let is_exposed =
-        port.node_port.is_some() || service.external_ips.iter().any(|ip| of_family(&ip));
+    let mut exposed_ips = service.external_ips.iter().chain(&service.balancer_ips);
+    let is_exposed = port.node_port.is_some() || exposed_ips.any(|ip| IpFamily::of(*ip) == family);
     let outside = is_exposed.then(|| outside_set_id(name, port, family));
     let exposed = outside.map(|outside| {
         let members = if service.external_local {
@@ -131,38 +132,70 @@ fn plan_family<'a>(
         plan.sets.push((internal_set, local()));
     }
     plan.sets.extend(exposed);
-    let spec = |inside, outside| FrontendSpec {
-        inside,
-        outside,
+    let sets = (internal_set, set, outside);
+    plan_frontends(plan, service, port, family, sets);
+}
+
+/// The frontends, with the sets for ClusterIPs, for other addresses, and for clients outside.
+fn plan_frontends(
+    plan: &mut ServicePlan,
+    service: &ServiceInfo,
+    port: &PortInfo,
+    family: IpFamily,
+    (internal, external, outside): (SetId, SetId, Option<SetId>),
+) {
+    let protocol = port.protocol;
+    let internal = FrontendSpec {
         affinity_seconds: service.affinity_seconds,
-        local_only: outside.is_some() && service.external_local,
+        ends_streams: service.ends_streams && protocol == Protocol::Tcp,
+        ..FrontendSpec::to(internal)
     };
-    let internal = spec(internal_set, None);
     // Clients in the cluster reach external addresses by all backends, as with upstream's proxy:
     // `externalTrafficPolicy: Local` is about clients outside.
-    let external = spec(set, outside);
-    let protocol = port.protocol;
-    let at = |addr| Frontend::Address {
-        addr,
-        port: port.port,
-        protocol,
+    let external = FrontendSpec {
+        inside: external,
+        outside,
+        local_only: outside.is_some() && service.external_local,
+        ..internal.clone()
     };
-    for addr in service.cluster_ips.iter().filter(of_family) {
-        plan.frontends.push((at(*addr), internal));
-    }
-    for addr in service.external_ips.iter().filter(of_family) {
-        plan.frontends.push((at(*addr), external));
-    }
-    if let Some(node_port) = port.node_port {
-        plan.frontends.push((
-            Frontend::NodePort {
-                family,
-                port: node_port,
+    let restricted = FrontendSpec {
+        sources: sources_of(service, family),
+        ..external.clone()
+    };
+    let mut add = |addrs: &[IpAddr], spec: &FrontendSpec| {
+        for addr in addrs.iter().filter(|addr| IpFamily::of(**addr) == family) {
+            let at = Frontend::Address {
+                addr: *addr,
+                port: port.port,
                 protocol,
-            },
-            external,
-        ));
+            };
+            plan.frontends.push((at, spec.clone()));
+        }
+    };
+    add(&service.cluster_ips, &internal);
+    add(&service.external_ips, &external);
+    let balancers = service.balancer_ips.iter().copied();
+    // An external IP is open to everybody, whatever else it is.
+    let balancers = balancers.filter(|addr| !service.external_ips.contains(addr));
+    add(&balancers.collect::<Vec<_>>(), &restricted);
+    if let Some(port) = port.node_port {
+        let at = Frontend::NodePort {
+            family,
+            port,
+            protocol,
+        };
+        plan.frontends.push((at, external));
     }
+}
+
+/// The clients that a Service's load balancers are for; none: all. As with upstream's proxy a family without a range is open
+/// to everybody, and ranges say nothing of other frontends.
+fn sources_of(service: &ServiceInfo, family: IpFamily) -> Option<Arc<[Prefix]>> {
+    let ranges = service.source_ranges.iter();
+    let ranges = ranges.filter(|range| IpFamily::of(range.addr()) == family);
+    let list: Arc<[Prefix]> = ranges.copied().collect();
+    let is_open = list.is_empty() || list.iter().any(|range| range.is_empty());
+    (!is_open).then_some(list)
 }
 
 /// The name of the set for clients on this node.

@@ -205,7 +205,7 @@ fn traffic_policies_choose_the_set() {
         spec["internalTrafficPolicy"] = json!(policy);
         spec["externalTrafficPolicy"] = json!(policy);
         let plan = plan(&spec, &slices);
-        let [(_, internal), (_, external)] = plan.frontends[..] else {
+        let [(_, internal), (_, external)] = &plan.frontends[..] else {
             panic!("{plan:?}")
         };
         assert_eq!(of(&plan, internal.inside), expected, "{policy}");

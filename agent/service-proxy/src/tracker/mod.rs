@@ -178,7 +178,7 @@ impl Tracker {
         }
     }
 
-    /// UDP backends that get no new clients, but still serve those they have; as of the last diff.
+    /// Backends that get no new clients, but still serve those they have; as of the last diff.
     #[must_use]
     pub fn draining(&self) -> HashSet<SocketAddr> {
         self.draining.values().flatten().copied().collect()
@@ -367,10 +367,10 @@ impl Tracker {
                     .frontends
                     .iter()
                     .find(|(claimed, _)| claimed == frontend);
-                found.map(|(_, spec)| *spec)
+                found.map(|(_, spec)| spec.clone())
             });
             match wanted {
-                Some(spec) if have != Some(spec) => diff.upsert.push((*frontend, spec)),
+                Some(spec) if have.as_ref() != Some(&spec) => diff.upsert.push((*frontend, spec)),
                 None if have.is_some() => diff.remove_frontends.push(*frontend),
                 _ => {}
             }

@@ -12,7 +12,7 @@ use crate::{
 /// Tables in memory: what the loader's mirror is in earnest.
 impl TableView for DesiredTables {
     fn frontend(&self, frontend: &Frontend) -> Option<FrontendSpec> {
-        self.frontends.get(frontend).copied()
+        self.frontends.get(frontend).cloned()
     }
 
     fn set_is(&self, id: SetId, members: &[Backend]) -> bool {
@@ -35,7 +35,7 @@ fn apply(tables: &mut DesiredTables, diff: &TableDiff) {
             tables.sets.contains_key(&spec.inside),
             "{frontend} refers to nothing"
         );
-        tables.frontends.insert(*frontend, *spec);
+        tables.frontends.insert(*frontend, spec.clone());
     }
     for frontend in &diff.remove_frontends {
         assert!(
@@ -75,10 +75,13 @@ fn service(created: u8, ip: u8, ports: u8, local: bool) -> ServiceInfo {
         cluster_ips: vec![IpAddr::from([10, 96, 0, ip])],
         // Few addresses: Services claim each other's.
         external_ips: vec![IpAddr::from([198, 51, 100, ip % 2])],
+        balancer_ips: Vec::new(),
+        source_ranges: Box::default(),
         ports: (0..ports).map(port).collect(),
         affinity_seconds: 0,
         internal_local: local,
         external_local: false,
+        ends_streams: false,
         health_port: None,
     }
 }
@@ -196,7 +199,7 @@ fn the_older_service_has_a_contested_frontend_and_leaves_it_to_the_next() {
     };
     tracker.set_service(name(1), Some(service(5, 1, 1, false)));
     catch_up(&mut tracker, &mut tables);
-    let young = tables.frontends[&external];
+    let young = tables.frontends[&external].clone();
     tracker.set_service(name(2), Some(service(3, 3, 1, false)));
     catch_up(&mut tracker, &mut tables);
     assert_ne!(tables.frontends[&external], young);

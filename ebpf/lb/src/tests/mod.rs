@@ -14,6 +14,9 @@ use skiff_ebpf_common::PROTO_TCP;
 
 use super::*;
 
+mod errors;
+mod sources;
+
 const VIP: Addr = Addr::v4(u32::from_ne_bytes([10, 96, 0, 80]));
 const NODE: Addr = Addr::v4(u32::from_ne_bytes([192, 0, 2, 1]));
 const NODE_V6: Addr = Addr::from_octets([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -29,6 +32,9 @@ struct FakeTables {
     slots: Vec<AtomicU64>,
     backends: Vec<[AtomicU64; 2]>,
     affinity: Mutex<HashMap<(bool, AffinityKey), Affinity>>,
+    /// The addresses on lists.
+    sources: Vec<(u16, Addr)>,
+    clients: HashMap<u64, Client>,
     seed: AtomicU32,
     now: AtomicU64,
 }
@@ -98,7 +104,7 @@ impl FakeTables {
             outside: 0,
             affinity_seconds: affinity,
             flags: 0,
-            pad: 0,
+            sources: 0,
         };
         self.services.insert(key, service);
     }
@@ -161,6 +167,14 @@ impl Tables for FakeTables {
             .lock()
             .unwrap()
             .insert((of == Sticky::Client, *key), *value);
+    }
+
+    fn is_source(&self, list: u16, addr: &Addr) -> bool {
+        self.sources.contains(&(list, *addr))
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.clients.get(&netns).copied()
     }
 
     fn random(&self) -> u32 {
@@ -288,7 +302,7 @@ fn datagrams_of_one_socket_are_one_flow_until_it_is_silent() {
         outside: 0,
         affinity_seconds: 0,
         flags: 0,
-        pad: 0,
+        sources: 0,
     };
     tables.services.insert(key, service);
     let of = |socket| {
@@ -525,6 +539,14 @@ impl Tables for Interleaved {
     fn set_affinity(&self, of: Sticky, key: &AffinityKey, value: &Affinity) {
         self.advance(true);
         self.tables.set_affinity(of, key, value);
+    }
+
+    fn is_source(&self, list: u16, addr: &Addr) -> bool {
+        self.tables.is_source(list, addr)
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.tables.client(netns)
     }
 
     fn random(&self) -> u32 {

@@ -20,13 +20,14 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     net::IpAddr,
 };
 
 pub use skiff_ebpf_common::PolicyRuleKey;
 
 pub use self::write::Policies;
-pub(crate) use self::write::Waiting;
+pub(crate) use self::write::{Waiting, cidr_key, prefix_of};
 
 /// A prefix of addresses; all bits behind it are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,6 +81,12 @@ impl Prefix {
     #[must_use]
     pub fn covers(self, other: Self) -> bool {
         self.len <= other.len && self.contains(other.addr)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
     }
 }
 

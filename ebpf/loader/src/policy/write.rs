@@ -67,7 +67,7 @@ impl Policies {
                 .map(|(addr, id)| (ip_of(addr), id))
                 .collect(),
             cidrs: (cidrs.into_iter())
-                .filter_map(|(key, id)| Some((prefix_of(&key)?, id)))
+                .filter_map(|(key, id)| Some((prefix_of(key.prefix_len, key.addr)?, id)))
                 .collect(),
             rules: rules.collect(),
         };
@@ -134,7 +134,7 @@ impl Policies {
         };
         let keys: Vec<Addr> = plan.addrs.iter().map(|(addr, _)| addr_of(*addr)).collect();
         let values: Vec<PolicyIds> = plan.addrs.iter().map(|(_, pair)| value(pair)).collect();
-        let cidr_keys: Vec<_> = plan.prefixes.iter().map(|(p, _)| key_of(*p)).collect();
+        let cidr_keys: Vec<_> = plan.prefixes.iter().map(|(p, _)| cidr_key(*p)).collect();
         let cidr_values: Vec<_> = plan.prefixes.iter().map(|(_, pair)| value(pair)).collect();
         self.ids
             .insert(&keys, &values)
@@ -148,7 +148,7 @@ impl Policies {
         let gone: Vec<Addr> = gone.map(|(addr, _)| addr_of(*addr)).collect();
         self.ids.remove(&gone)?;
         let gone = change.cidrs.iter().filter(|(_, id)| id.is_none());
-        let gone: Vec<PolicyCidrKey> = gone.map(|(prefix, _)| key_of(*prefix)).collect();
+        let gone: Vec<PolicyCidrKey> = gone.map(|(prefix, _)| cidr_key(*prefix)).collect();
         self.cidrs.remove(&gone)
     }
 
@@ -240,7 +240,8 @@ fn with_flag(flags: u16, set: bool) -> u16 {
 /// IPv4 prefixes lie behind `::ffff:0:0/96`.
 const V4_BITS: u32 = 96;
 
-fn key_of(prefix: Prefix) -> PolicyCidrKey {
+/// A prefix as tries have it.
+pub(crate) fn cidr_key(prefix: Prefix) -> PolicyCidrKey {
     let more = if prefix.addr.is_ipv4() { V4_BITS } else { 0 };
     PolicyCidrKey {
         prefix_len: more + u32::from(prefix.len),
@@ -248,8 +249,9 @@ fn key_of(prefix: Prefix) -> PolicyCidrKey {
     }
 }
 
-fn prefix_of(key: &PolicyCidrKey) -> Option<Prefix> {
-    let more = if key.addr.is_v4() { V4_BITS } else { 0 };
-    let len = key.prefix_len.checked_sub(more)?;
-    Prefix::of(ip_of(key.addr), u8::try_from(len).ok()?)
+/// The same backwards.
+pub(crate) fn prefix_of(bits: u32, addr: Addr) -> Option<Prefix> {
+    let more = if addr.is_v4() { V4_BITS } else { 0 };
+    let len = bits.checked_sub(more)?;
+    Prefix::of(ip_of(addr), u8::try_from(len).ok()?)
 }

@@ -50,13 +50,18 @@ impl DiagSocket {
 
     /// Address and port of the peer it is connected to, both in network byte order.
     pub(crate) fn peer(&self) -> Option<(Addr, u16)> {
+        (self.state == CONNECTED).then(|| self.far_end())
+    }
+
+    /// The same in whatever state; zeroes if it has no peer.
+    pub(crate) fn far_end(&self) -> (Addr, u16) {
         let [_, _, high, low, ..] = self.id;
         let addr = if i32::from(self.family) == libc::AF_INET {
             Addr::v4(self.word(20))
         } else {
             Addr([self.word(20), self.word(24), self.word(28), self.word(32)])
         };
-        (self.state == CONNECTED).then(|| (addr, u16::from_ne_bytes([high, low])))
+        (addr, u16::from_ne_bytes([high, low]))
     }
 }
 

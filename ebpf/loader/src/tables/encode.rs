@@ -7,7 +7,7 @@ use std::{
 
 use skiff_ebpf_common as abi;
 
-use super::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId};
+use super::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId, sources::Lists};
 
 /// As the tables have it.
 pub(crate) fn addr_of(addr: IpAddr) -> abi::Addr {
@@ -96,20 +96,37 @@ pub(crate) fn frontend_of(key: &abi::ServiceKey) -> Frontend {
     }
 }
 
+/// As it was written; none if it names what is not there.
 pub(super) fn spec_of(
     service: &abi::Service,
     owners: &HashMap<u32, SetId>,
+    lists: &Lists,
 ) -> Option<FrontendSpec> {
     let outside = match service.outside {
         0 => None,
         index => Some(*owners.get(&index)?),
     };
+    let has = |flag| service.flags & flag != 0;
+    let sources = if has(abi::SERVICE_SOURCES) {
+        Some(lists.get(service.sources)?)
+    } else {
+        None
+    };
     Some(FrontendSpec {
         inside: *owners.get(&service.inside)?,
         outside,
         affinity_seconds: service.affinity_seconds,
-        local_only: service.flags & abi::SERVICE_LOCAL_ONLY != 0,
+        local_only: has(abi::SERVICE_LOCAL_ONLY),
+        sources,
+        ends_streams: has(abi::SERVICE_ENDS_STREAMS),
     })
+}
+
+pub(super) fn flags_of(spec: &FrontendSpec) -> u16 {
+    let flag = |on: bool, bit: u16| if on { bit } else { 0 };
+    flag(spec.local_only, abi::SERVICE_LOCAL_ONLY)
+        | flag(spec.sources.is_some(), abi::SERVICE_SOURCES)
+        | flag(spec.ends_streams, abi::SERVICE_ENDS_STREAMS)
 }
 
 pub(crate) fn backend_of(found: &abi::Backend) -> Backend {

@@ -4,16 +4,20 @@ mod encode;
 mod known;
 mod maglev;
 mod runs;
+mod sources;
 mod writer;
 
 use std::{
     collections::{HashMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 pub(crate) use encode::{addr_of, backend_of, frontend_of, ip_of, proto_of, protocol_of};
 use known::Known;
+
+use crate::policy::Prefix;
 pub(crate) use writer::Writer;
 pub use writer::Writes;
 
@@ -164,7 +168,7 @@ impl Backend {
 }
 
 /// How a frontend is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendSpec {
     /// The backends for clients on this node. Connections are refused if it is empty.
     pub inside: SetId,
@@ -172,8 +176,28 @@ pub struct FrontendSpec {
     pub outside: Option<SetId>,
     /// `sessionAffinity: ClientIP` for so many seconds; 0 for none.
     pub affinity_seconds: u32,
-    /// `externalTrafficPolicy: Local`: while [`Self::outside`] is empty its packets are dropped, not refused.
+    /// `externalTrafficPolicy: Local`: while [`Self::outside`] is empty and [`Self::inside`] is not, packets from outside are
+    /// dropped, not refused.
     pub local_only: bool,
+    /// The clients that are served, as prefixes in order; none: all are.
+    pub sources: Option<Arc<[Prefix]>>,
+    /// TCP connections of the node's sockets are ended when their backend leaves [`Self::inside`].
+    pub ends_streams: bool,
+}
+
+impl FrontendSpec {
+    /// A frontend for clients on this node.
+    #[must_use]
+    pub fn to(inside: SetId) -> Self {
+        Self {
+            inside,
+            outside: None,
+            affinity_seconds: 0,
+            local_only: false,
+            sources: None,
+            ends_streams: false,
+        }
+    }
 }
 
 /// The whole state that is wanted.
@@ -223,6 +247,23 @@ impl TableDiff {
             })
     }
 
+    /// The addresses where UDP is served from now on.
+    #[must_use]
+    pub fn new_frontends(&self, state: &TableState) -> Vec<SocketAddr> {
+        let new = self
+            .upsert
+            .iter()
+            .filter_map(|(frontend, _)| match frontend {
+                Frontend::Address {
+                    addr,
+                    port,
+                    protocol: Protocol::Udp,
+                } if !state.frontends.contains_key(frontend) => Some(SocketAddr::new(*addr, *port)),
+                _ => None,
+            });
+        new.collect()
+    }
+
     /// What leads from `state` to `desired`.
     #[must_use]
     pub fn between(state: &TableState, desired: &DesiredTables) -> Self {
@@ -235,8 +276,8 @@ impl TableDiff {
         let upsert = desired
             .frontends
             .iter()
-            .filter(|(frontend, spec)| state.frontend(frontend) != Some(**spec))
-            .map(|(frontend, spec)| (*frontend, *spec))
+            .filter(|(frontend, spec)| state.frontends.get(frontend) != Some(spec))
+            .map(|(frontend, spec)| (*frontend, spec.clone()))
             .collect();
         let remove_frontends = state
             .frontends
@@ -261,7 +302,7 @@ impl TableDiff {
 #[derive(Debug, Default)]
 pub struct TableState {
     sets: HashMap<SetId, SetState>,
-    frontends: HashMap<Frontend, FrontendSpec>,
+    pub(crate) frontends: HashMap<Frontend, FrontendSpec>,
 }
 
 /// A set as it lies in the maps.
@@ -318,7 +359,11 @@ impl TableState {
     /// How a frontend is served.
     #[must_use]
     pub fn frontend(&self, frontend: &Frontend) -> Option<FrontendSpec> {
-        self.frontends.get(frontend).copied()
+        self.frontends.get(frontend).cloned()
+    }
+
+    pub(crate) fn spec(&self, frontend: &Frontend) -> Option<&FrontendSpec> {
+        self.frontends.get(frontend)
     }
 
     /// All frontends.

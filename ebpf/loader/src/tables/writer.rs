@@ -10,9 +10,10 @@ use skiff_ebpf_common::maps;
 
 use super::{
     Backend, Frontend, FrontendSpec, Known, Member, Run, SetId, SetState, TableDiff, TableState,
-    encode::{backend_of, frontend_of, key_of, spec_of, value_of},
+    encode::{backend_of, flags_of, frontend_of, key_of, spec_of, value_of},
     maglev,
     runs::Runs,
+    sources::Lists,
 };
 use crate::{
     DatapathError,
@@ -47,6 +48,7 @@ pub(crate) struct Writer {
     sets: MappedArray<abi::BackendSet>,
     slots: MappedArray<abi::Slot>,
     backends: MappedArray<abi::Backend>,
+    lists: Lists,
     state: TableState,
     free_sets: Runs,
     free_slots: Runs,
@@ -70,6 +72,7 @@ impl Writer {
             sets,
             slots,
             backends,
+            lists: Lists::open(folder)?,
             state: TableState::default(),
             writes: Writes::default(),
         };
@@ -126,10 +129,12 @@ impl Writer {
         }
         let mut broken = Vec::new();
         for (key, service) in self.services.entries()? {
-            match spec_of(&service, &owners) {
-                Some(spec) => drop(self.state.frontends.insert(frontend_of(&key), spec)),
-                None => broken.push(key),
-            }
+            let Some(spec) = spec_of(&service, &owners, &self.lists) else {
+                broken.push(key);
+                continue;
+            };
+            self.lists.adopt(service.sources);
+            self.state.frontends.insert(frontend_of(&key), spec);
         }
         self.services.remove(&broken)?;
         self.find_free(backends);
@@ -391,49 +396,68 @@ impl Writer {
     fn upsert(&mut self, wanted: &[(Frontend, FrontendSpec)]) -> Result<(), DatapathError> {
         let mut keys = Vec::with_capacity(wanted.len());
         let mut values = Vec::with_capacity(wanted.len());
+        let mut result = Ok(());
         for (frontend, spec) in wanted {
-            let key = key_of(frontend);
-            let index = |set: SetId| {
-                let unknown = DatapathError::UnknownSet {
-                    frontend: *frontend,
-                    set,
-                };
-                self.state
-                    .sets
-                    .get(&set)
-                    .map(|set| set.index)
-                    .ok_or(unknown)
-            };
-            keys.push(key);
-            values.push(abi::Service {
-                key,
-                inside: index(spec.inside)?,
-                outside: spec.outside.map(index).transpose()?.unwrap_or(0),
-                affinity_seconds: spec.affinity_seconds,
-                flags: if spec.local_only {
-                    abi::SERVICE_LOCAL_ONLY
-                } else {
-                    0
-                },
-                pad: 0,
-            });
+            match self.service_of(frontend, spec) {
+                Ok(service) => {
+                    keys.push(service.key);
+                    values.push(service);
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
         }
-        let (written, result) = match self.services.insert(&keys, &values) {
-            Ok(()) => (wanted.len(), Ok(())),
-            Err((written, error)) => (written, Err(error)),
-        };
-        self.state
-            .frontends
-            .extend(wanted.iter().take(written).copied());
+        let mut written = keys.len();
+        if let Err((until_then, error)) = self.services.insert(&keys, &values) {
+            (written, result) = (until_then, Err(error));
+        }
+        for (number, (frontend, spec)) in wanted.iter().take(keys.len()).enumerate() {
+            let gone = if number < written {
+                let before = self.state.frontends.insert(*frontend, spec.clone());
+                before.and_then(|before| before.sources)
+            } else {
+                spec.sources.clone()
+            };
+            self.lists.give_back(gone.as_ref());
+        }
         self.writes.frontends += written as u64;
         result
+    }
+
+    /// What is written for a frontend.
+    fn service_of(
+        &mut self,
+        frontend: &Frontend,
+        spec: &FrontendSpec,
+    ) -> Result<abi::Service, DatapathError> {
+        let index = |set: SetId| {
+            let unknown = DatapathError::UnknownSet {
+                frontend: *frontend,
+                set,
+            };
+            let set = self.state.sets.get(&set);
+            set.map(|set| set.index).ok_or(unknown)
+        };
+        Ok(abi::Service {
+            key: key_of(frontend),
+            inside: index(spec.inside)?,
+            outside: spec.outside.map(index).transpose()?.unwrap_or(0),
+            affinity_seconds: spec.affinity_seconds,
+            flags: flags_of(spec),
+            // Last: whoever gets a number has to give it back.
+            sources: self.lists.take(spec.sources.as_ref())?,
+        })
     }
 
     fn remove_frontends(&mut self, gone: &[Frontend]) -> Result<(), DatapathError> {
         let keys: Vec<_> = gone.iter().map(key_of).collect();
         self.services.remove(&keys)?;
         for frontend in gone {
-            self.state.frontends.remove(frontend);
+            let before = self.state.frontends.remove(frontend);
+            self.lists
+                .give_back(before.and_then(|spec| spec.sources).as_ref());
         }
         self.writes.frontends += gone.len() as u64;
         Ok(())

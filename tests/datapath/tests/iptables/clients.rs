@@ -120,10 +120,9 @@ fn external(local: &[usize]) -> DesiredTables {
         ..DesiredTables::default()
     };
     let spec = |outside| FrontendSpec {
-        inside: all,
         outside: Some(outside),
-        affinity_seconds: 0,
         local_only: outside != all,
+        ..FrontendSpec::to(all)
     };
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         tables
@@ -198,7 +197,9 @@ async fn a_client_with_affinity_keeps_its_backend_until_it_is_gone() -> Result<(
         ..inside(set("web"))
     };
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        tables.frontends.insert(address(VIP, protocol), spec);
+        tables
+            .frontends
+            .insert(address(VIP, protocol), spec.clone());
     }
     tables.sets.insert(set("web"), backends(&[0, 1, 2]));
     let mut rules = Rules::open(&node).await?;

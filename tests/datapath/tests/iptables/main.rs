@@ -50,8 +50,8 @@ impl Rules {
             upsert: tables
                 .frontends
                 .iter()
-                .filter(|(frontend, spec)| view.frontend(frontend) != Some(**spec))
-                .map(|(frontend, spec)| (*frontend, *spec))
+                .filter(|(frontend, spec)| view.frontend(frontend).as_ref() != Some(*spec))
+                .map(|(frontend, spec)| (*frontend, spec.clone()))
                 .collect(),
             remove_frontends: view
                 .frontends()
@@ -91,12 +91,7 @@ fn node_port(protocol: Protocol) -> Frontend {
 }
 
 fn inside(set: SetId) -> FrontendSpec {
-    FrontendSpec {
-        inside: set,
-        outside: None,
-        affinity_seconds: 0,
-        local_only: false,
-    }
+    FrontendSpec::to(set)
 }
 
 /// These pods as backends.

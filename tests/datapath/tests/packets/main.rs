@@ -1,5 +1,7 @@
 //! What the programs at links make of single packets, whole and broken: {name, packet in, verdict, packet out}.
 
+mod errors;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
@@ -32,7 +34,8 @@ const fn v6(last: u16) -> IpAddr {
 }
 
 /// A node with the Services of these tests: each frontend leads to one pod, on port 8080, with 80 and 30080 for pods that are
-/// there, 81 and 30081 without, 82 with `externalTrafficPolicy: Local` and without.
+/// there, 81 and 30081 without, 82 with `externalTrafficPolicy: Local`
+/// and none here, 83 with that and none at all.
 struct Site {
     node: TestNode,
     _datapath: Datapath,
@@ -49,8 +52,16 @@ impl Site {
         let mut tables = DesiredTables::default();
         let inside = SetId::of(&["inside"]);
         tables.sets.insert(inside, Vec::new());
+        let elsewhere = SetId::of(&["elsewhere"]);
+        let members = POD.map(|pod| Backend::new(pod, 8080));
+        tables.sets.insert(elsewhere, members.into());
         for (number, family) in [(0, IpFamily::V4), (1, IpFamily::V6)] {
-            for (port, pods, local_only) in [(80_u16, 1, false), (81, 0, false), (82, 0, true)] {
+            for (port, pods, inside) in [
+                (80_u16, 1, inside),
+                (81, 0, inside),
+                (82, 0, elsewhere),
+                (83, 0, inside),
+            ] {
                 let set = SetId::of_outside(&[&port.to_string(), &number.to_string()]);
                 let pod = Backend {
                     local: true,
@@ -58,10 +69,9 @@ impl Site {
                 };
                 tables.sets.insert(set, vec![pod; pods]);
                 let spec = FrontendSpec {
-                    inside,
                     outside: Some(set),
-                    affinity_seconds: 0,
-                    local_only,
+                    local_only: port > 81,
+                    ..FrontendSpec::to(inside)
                 };
                 for protocol in [Protocol::Tcp, Protocol::Udp] {
                     let addr = BALANCER[number];
@@ -70,14 +80,14 @@ impl Site {
                         port,
                         protocol,
                     };
-                    tables.frontends.insert(at, spec);
+                    tables.frontends.insert(at, spec.clone());
                     let port = port + 30_000;
                     let at = Frontend::NodePort {
                         family,
                         port,
                         protocol,
                     };
-                    tables.frontends.insert(at, spec);
+                    tables.frontends.insert(at, spec.clone());
                 }
             }
         }
@@ -134,6 +144,10 @@ fn translated() -> Vec<Case> {
         to: (BALANCER[0], 81).into(),
         ..tcp
     };
+    let nowhere = Packet {
+        to: (BALANCER[0], 83).into(),
+        ..udp
+    };
     let refused6 = packet(UDP, (CLIENT[1], 5000), (BALANCER[1], 81));
     let first = Packet {
         fragment: 0x2000,
@@ -163,6 +177,15 @@ fn translated() -> Vec<Case> {
             Packet {
                 to: (NODE[1], 0).into(),
                 ..refused6
+            },
+        ),
+        (
+            "no backend anywhere",
+            nowhere,
+            NEXT,
+            Packet {
+                to: (NODE[0], 0).into(),
+                ..nowhere
             },
         ),
         ("first fragment", first, NEXT, to_pod(first)),
@@ -195,6 +218,10 @@ fn not_translated() -> Vec<Case> {
         to: (BALANCER[0], 82).into(),
         ..tcp
     };
+    let closed_everywhere = Packet {
+        to: (NODE[0], 30_083).into(),
+        ..tcp
+    };
     let stray = Packet {
         fragment: 3,
         from: (POD[0], 1).into(),
@@ -206,6 +233,12 @@ fn not_translated() -> Vec<Case> {
         ("RST of nobody", reset, NEXT, reset),
         ("NodePort without backend", closed_port, NEXT, closed_port),
         ("no local backend", no_local, DROP, no_local),
+        (
+            "NodePort, Local, without any backend",
+            closed_everywhere,
+            NEXT,
+            closed_everywhere,
+        ),
         ("a fragment of nothing", stray, NEXT, stray),
     ]
 }

@@ -11,12 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use skiff_ebpf_loader::{FlowState, FlowTable, NodeSettings, Protocol};
+use skiff_ebpf_loader::{Backend, FlowState, FlowTable, NodeSettings, Protocol};
 use skiff_tests_datapath::{POD_PORT, ip, protocol::Command as Say};
 
 use crate::site::{
     BALANCER, CLIENT, ECHO_PORT, ECONNREFUSED, NODE, NODE_PORT, Site, UPLINK, answered, frontends,
-    only, open, say,
+    inside, only, open, say,
 };
 
 #[test]
@@ -147,8 +147,13 @@ fn a_service_without_backends_refuses_at_once_or_drops_by_its_policy() -> Result
         let refused: BTreeMap<i32, u32> = [(ECONNREFUSED, 2)].into();
         let answer = client.tell(&Say::Tcp { addr, times: 2 })?;
         assert_eq!(answer.errors, refused, "{addr}");
+        let answer = client.tell(&Say::UdpConnected { addr, times: 2 })?;
+        assert_eq!(answer.errors, refused, "{addr}");
     }
     let mut local = site.tables(0);
+    // There are some, on another node.
+    let elsewhere = Backend::new(site.pods[0].port.addrs[0], POD_PORT);
+    local.sets.insert(inside(), vec![elsewhere]);
     for spec in local.frontends.values_mut() {
         spec.local_only = true;
     }

@@ -187,17 +187,15 @@ impl Site {
                 tables.sets.insert(inside(), Vec::new());
                 for protocol in [Protocol::Tcp, Protocol::Udp] {
                     let spec = FrontendSpec {
-                        inside: inside(),
                         outside: Some(outside(family, port)),
-                        affinity_seconds: 0,
-                        local_only: false,
+                        ..FrontendSpec::to(inside())
                     };
                     let at = Frontend::Address {
                         addr: BALANCER[number],
                         port,
                         protocol,
                     };
-                    tables.frontends.insert(at, spec);
+                    tables.frontends.insert(at, spec.clone());
                     let at = Frontend::NodePort {
                         family,
                         port: node_port,

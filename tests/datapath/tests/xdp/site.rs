@@ -213,10 +213,8 @@ fn tables() -> DesiredTables {
             let set = SetId::of_outside(&[&port.to_string(), &number.to_string()]);
             tables.sets.insert(set, members);
             let spec = FrontendSpec {
-                inside,
                 outside: Some(set),
-                affinity_seconds: 0,
-                local_only: false,
+                ..FrontendSpec::to(inside)
             };
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let addr = BALANCER[number];
@@ -225,14 +223,14 @@ fn tables() -> DesiredTables {
                     port,
                     protocol,
                 };
-                tables.frontends.insert(at, spec);
+                tables.frontends.insert(at, spec.clone());
                 let port = node_port(port);
                 let at = Frontend::NodePort {
                     family,
                     port,
                     protocol,
                 };
-                tables.frontends.insert(at, spec);
+                tables.frontends.insert(at, spec.clone());
             }
         }
     }

@@ -67,23 +67,7 @@ pub(crate) fn modes() -> Vec<Mode> {
         cleanup: Some(format!("exec {SKIFF} --cleanup")),
         lacks,
     };
-    vec![
-        ours(
-            "ebpf",
-            &[
-                (
-                    Need::RefusalOutside,
-                    "dropped where it should be refused: not implemented yet",
-                ),
-                (Need::SourceRanges, "not implemented yet"),
-                (
-                    Need::EarlyUdp,
-                    "a socket is translated when it connects and not again",
-                ),
-            ],
-        ),
-        ours("iptables", &[(Need::SourceRanges, "not implemented yet")]),
-    ]
+    vec![ours("ebpf", &[]), ours("iptables", &[])]
 }
 
 /// A running proxy; ended when dropped.
