@@ -1,5 +1,6 @@
 //! From API objects to connections: the Service proxy with a real datapath.
 
+mod streams;
 mod udp;
 
 use std::time::{Duration, Instant};

@@ -33,7 +33,7 @@ impl NodeNamespaces for Namespaces {
     }
 }
 
-async fn start(node: &TestNode, api: &FakeApi) -> Result<Running> {
+pub(super) async fn start(node: &TestNode, api: &FakeApi) -> Result<Running> {
     let namespaces = Namespaces([node.netns.clone(), node.pod_netns.clone()]);
     let proxy = ServiceProxy::new(api.client(), config(node)?, node.open()?);
     Running::of(proxy.with_namespaces(Arc::new(namespaces))).await

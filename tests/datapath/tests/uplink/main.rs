@@ -1,6 +1,7 @@
 //! Clients outside the node: their packets come in by a link of the node and reach its pods.
 
 mod backends;
+mod mtu;
 mod site;
 
 use std::{
