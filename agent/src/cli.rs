@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -30,6 +31,8 @@ pub(crate) enum Verb {
     Cni(Box<CniArgs>),
     /// Shows the Services in this node's datapath; needs no daemon.
     Service(ServiceArgs),
+    /// Shows the NetworkPolicies in this node's datapath; needs no daemon.
+    Policy(PolicyArgs),
     /// Prints the datapath's decisions as they are made: connections, datagrams and packets.
     Trace(TraceArgs),
 }
@@ -96,6 +99,68 @@ pub(crate) enum ServiceVerb {
     Conntrack,
     /// How full the tables are.
     Tables,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PolicyArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table, global = true)]
+    pub(crate) output: OutputFormat,
+    #[command(subcommand)]
+    pub(crate) verb: PolicyVerb,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Every NetworkPolicy, in which directions it isolates, and the pods that it selects.
+    List,
+    /// What policies can tell apart: each identity, how many rules are about it, and who has it.
+    Identities,
+    /// The policies of a pod, and whom it may talk to at which ports.
+    Show {
+        /// NAMESPACE/NAME, or an address.
+        pod: String,
+    },
+    /// Whether a new connection would be let through, and by which rules. What a node sends to its own pods always is.
+    Check {
+        /// Who asks: NAMESPACE/NAME of a pod, or an address.
+        from: String,
+        /// Who is asked, likewise; not a Service, but one of its backends.
+        to: String,
+        /// The port, such as 80, 53/udp or 9000/sctp; or icmp.
+        port: PolicyPort,
+    },
+}
+
+/// A port of an IP protocol; 0 if that has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PolicyPort {
+    pub(crate) protocol: u8,
+    pub(crate) port: u16,
+}
+
+impl FromStr for PolicyPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("icmp") {
+            let (protocol, port) = (1, 0);
+            return Ok(Self { protocol, port });
+        }
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => 6,
+            "udp" => 17,
+            "sctp" => 132,
+            _ => return Err("the protocol is tcp, udp or sctp".to_owned()),
+        };
+        match port.parse() {
+            Ok(port) if port != 0 => Ok(Self { protocol, port }),
+            _ => Err("a port is a number from 1 to 65535".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -466,6 +531,18 @@ pub(crate) enum CniVerb {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_policies_name_their_protocol() {
+        let read = |text: &str| text.parse::<PolicyPort>().map(|p| (p.protocol, p.port));
+        assert_eq!(read("80"), Ok((6, 80)));
+        assert_eq!(read("53/UDP"), Ok((17, 53)));
+        assert_eq!(read("9/sctp"), Ok((132, 9)));
+        assert_eq!(read("icmp"), Ok((1, 0)));
+        for bad in ["", "0", "65536", "80/", "80/icmp", "web"] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn the_proxy_needs_a_kubeconfig_but_for_its_cleanup() {

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Verb::Up(args) => args.node.place.log_format,
         Verb::Down(args) => args.place.log_format,
         Verb::Proxy(args) => args.place.log_format,
-        Verb::Cni(_) | Verb::Service(_) | Verb::Trace(_) => LogFormat::Text,
+        Verb::Cni(_) | Verb::Service(_) | Verb::Policy(_) | Verb::Trace(_) => LogFormat::Text,
     };
     start_log(format);
     match run(cli) {
@@ -69,6 +69,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Proxy(args) if args.cleanup => runtime.block_on(proxy::cleanup(args.place))?,
         Verb::Proxy(args) => runtime.block_on(proxy::run(args.try_into()?))?,
         Verb::Service(args) => runtime.block_on(look::service(&args))?,
+        Verb::Policy(args) => runtime.block_on(look::policy(&args))?,
         Verb::Trace(args) => runtime.block_on(look::trace(&args))?,
         Verb::Cni(_) => {}
     }

@@ -3,20 +3,14 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    path::Path,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::{Api, ResourceExt as _, api::ListParams};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use skiff_ebpf_loader::{Frontend, Protocol, netns_cookie};
 use skiff_netns::NetNs;
 
-use crate::proxy;
-
-/// How long the API may take.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// Where pods' namespaces are pinned, and how.
 const NETNS_DIR: &str = "/run/netns";
 const NETNS_PREFIX: &str = "skiff-";
@@ -32,21 +26,8 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Asks the API. Says why if it does not answer; addresses do without names then.
-    pub(super) async fn fetch(kubeconfig: &Path) -> Self {
-        let asked = tokio::time::timeout(PATIENCE, Self::ask(kubeconfig));
-        let result = match asked.await {
-            Ok(result) => result,
-            Err(elapsed) => Err(elapsed).context("asking the API"),
-        };
-        result.unwrap_or_else(|error| {
-            tracing::warn!("no names: {error:#}");
-            Self::default()
-        })
-    }
-
-    async fn ask(kubeconfig: &Path) -> Result<Self> {
-        let client = proxy::connect(kubeconfig).await?;
+    /// Asks the API.
+    pub(super) async fn ask(client: Client) -> Result<Self> {
         let all = ListParams::default();
         let services = Api::<Service>::all(client.clone()).list(&all).await?;
         let pods = Api::<Pod>::all(client).list(&all).await?;
@@ -140,6 +121,12 @@ impl Names {
         let by_address = self.addresses.get(&(asked, protocol));
         let found = by_address.or_else(|| self.node_ports.get(&(asked.port(), protocol)));
         found.map(String::as_str)
+    }
+
+    /// The Service and port that have an address, whichever port it is.
+    pub(super) fn service_at(&self, addr: IpAddr) -> Option<&str> {
+        let mut of = self.addresses.iter().filter(|((at, _), _)| at.ip() == addr);
+        of.next().map(|(_, name)| name.as_str())
     }
 
     /// The pod with an address.

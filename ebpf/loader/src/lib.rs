@@ -38,7 +38,10 @@ pub use crate::{
     flows::{FlowState, FlowTable, NatFlow, Swept},
     inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
     pods::{PodPaths, PodPort},
-    policy::{Policies, PolicyChange, PolicyRuleKey, PolicyTables, Prefix},
+    policy::{
+        AllowedPorts, Policies, PolicyChange, PolicyDirection, PolicyInspector, PolicyLink,
+        PolicyRuleKey, PolicyTables, PolicyVerdict, Prefix, SeenRule,
+    },
     programs::attached_programs,
     stale::{Ended, StalePeer, end_sockets},
     tables::{

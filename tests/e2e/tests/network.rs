@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use skiff_netns::NetNs;
 use skiff_test_harness::{
-    Cluster, binary, eventually, leftovers,
+    Cluster, eventually, leftovers,
     scene::{Case, PATIENCE, Scene, has, play, pod, runs, script_pod},
 };
 
@@ -177,18 +177,7 @@ fn operators_see_services_and_decisions_by_name(scene: &Scene<'_>) -> Result<()>
     scene.ready("asker")?;
     let ip = cluster_ip(scene, "web")?;
     answer(scene, "asker", &ip, "80")?;
-    let skiff = |args: &[&str]| {
-        let mut command = Command::new(binary("skiff")?);
-        command.args(args);
-        command.env("SKIFF_RUN_DIR", scene.cluster().run_dir());
-        command.env("SKIFF_DATA_DIR", scene.cluster().data_dir());
-        anyhow::Ok(command)
-    };
-    let output = |args: &[&str]| -> Result<String> {
-        let output = skiff(args)?.output()?;
-        ensure!(output.status.success(), "{args:?}: {output:?}");
-        Ok(String::from_utf8(output.stdout)?)
-    };
+    let output = |args: &[&str]| scene.cluster().skiff_says(args);
     let name = format!("{}/web", scene.namespace());
     let listed = output(&["service", "list"])?;
     let line = listed
@@ -218,7 +207,8 @@ fn operators_see_services_and_decisions_by_name(scene: &Scene<'_>) -> Result<()>
     let connections: u64 = line.with_context(|| page.clone())?.parse()?;
     ensure!(connections > 0, "{page}");
 
-    let mut trace = skiff(&["trace", "--address", &ip, "--port", "80", "-n", "1"])?
+    let listen = ["trace", "--address", &ip, "--port", "80", "-n", "1"];
+    let mut trace = (scene.cluster().skiff(&listen)?)
         .stdout(std::process::Stdio::piped())
         .spawn()?;
     // It may not listen yet: asked again until it has heard of it.

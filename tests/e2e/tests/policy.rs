@@ -23,6 +23,7 @@ const CASES: &[Case] = &[
     ("namespaces", other_namespaces_are_told_by_their_labels),
     ("early", a_pod_is_never_without_the_policies_that_are_there),
     ("words", kubectl_shows_policies_and_refuses_bad_ones),
+    ("look", skiff_policy_tells_who_may_talk_to_whom),
 ];
 
 #[test]
@@ -284,6 +285,53 @@ fn kubectl_shows_policies_and_refuses_bad_ones(scene: &Scene<'_>) -> Result<()> 
         "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"10.0.0.0\"",
     )?;
     scene.run(&["delete", "netpol", "p"]).map(drop)
+}
+
+fn skiff_policy_tells_who_may_talk_to_whom(scene: &Scene<'_>) -> Result<()> {
+    scene.apply(&json!([server("web"), client("front"), client("other")]))?;
+    let web = address(scene, "web")?;
+    scene.ready("front")?;
+    scene.ready("other")?;
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "ingress": [{
+            "from": [{"podSelector": {"matchLabels": {"app": "front"}}}],
+            "ports": [{"port": "talk"}],
+        }],
+    });
+    scene.apply(&policy("front-only", &spec))?;
+    hears(scene, "other", &web, "8080", "silence")?;
+    hears(scene, "front", &web, "8080", "hello")?;
+    let says = |args: &[&str]| scene.cluster().skiff_says(args);
+    let name = |pod: &str| format!("{}/{pod}", scene.namespace());
+    let listed = says(&["policy", "list"])?;
+    let line = listed.lines().find(|l| l.starts_with(&name("front-only")));
+    has(line.context("not listed")?, &name("web"))?;
+    has(&says(&["policy", "identities"])?, &name("web"))?;
+    let shown = says(&["policy", "show", &name("web")])?;
+    for part in [
+        name("front-only"),
+        name("front"),
+        "8080/TCP".to_owned(),
+        "policies are enforced".to_owned(),
+    ] {
+        has(&shown, &part)?;
+    }
+    for (from, port, verdict) in [
+        ("front", "8080", "allowed"),
+        ("front", "8080/udp", "denied"),
+        ("other", "8080", "denied"),
+        ("other", "icmp", "denied"),
+    ] {
+        let json = says(&["policy", "check", &name(from), &name("web"), port, "-o", "json"])?;
+        let json: Value = serde_json::from_str(&json)?;
+        ensure!(json["verdict"] == verdict, "{from} {port}: {json:#}");
+    }
+    let told = says(&["policy", "check", &name("front"), &web, "8080"])?;
+    has(&told, "8080/TCP")?;
+    let unknown = (scene.cluster()).skiff(&["policy", "check", "nobody", &web, "80"])?;
+    ensure!(!{ unknown }.output()?.status.success());
+    Ok(())
 }
 
 /// A client that sleeps for so many seconds: by that it is found among the machine's processes.

@@ -126,6 +126,27 @@ impl Cluster {
         text(&format!("xtask {verb}"), output)
     }
 
+    /// Our own command, with this node's folders.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn skiff(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary("skiff")?);
+        command.args(args);
+        command.env("SKIFF_RUN_DIR", self.run_dir());
+        command.env("SKIFF_DATA_DIR", self.data_dir());
+        Ok(command)
+    }
+
+    /// What [`Self::skiff`] prints.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn skiff_says(&self, args: &[&str]) -> Result<String> {
+        let output = self.skiff(args)?.output()?;
+        text(&format!("skiff {}", args.join(" ")), output)
+    }
+
     /// kubectl as the administrator.
     #[must_use]
     pub fn kubectl(&self) -> Kubectl<'_> {

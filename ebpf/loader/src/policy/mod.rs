@@ -12,6 +12,7 @@
 //! Tables of another ABI are built beside; the programs at pods' links go on with the old ones until
 //! [`crate::PodPaths::attach`] exchanges them link by link.
 
+mod look;
 mod plan;
 mod write;
 
@@ -26,7 +27,12 @@ use std::{
 
 pub use skiff_ebpf_common::PolicyRuleKey;
 
-pub use self::write::Policies;
+pub use self::{
+    look::{
+        AllowedPorts, PolicyDirection, PolicyInspector, PolicyLink, PolicyVerdict, SeenRule,
+    },
+    write::Policies,
+};
 pub(crate) use self::write::{Waiting, cidr_key, prefix_of};
 
 /// A prefix of addresses; all bits behind it are zero.

@@ -1,6 +1,7 @@
 //! NetworkPolicies, from the API's objects to real packets.
 
 mod cluster;
+mod look;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
