@@ -33,7 +33,7 @@ pub(crate) enum Verb {
     Service(ServiceArgs),
     /// Shows the NetworkPolicies in this node's datapath; needs no daemon.
     Policy(PolicyArgs),
-    /// Prints the datapath's decisions as they are made: connections, datagrams and packets.
+    /// Prints the datapath's decisions as they are made: connections, datagrams, and packets that are translated or dropped.
     Trace(TraceArgs),
 }
 

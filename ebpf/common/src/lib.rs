@@ -65,6 +65,6 @@ macro_rules! plain {
 
 plain! {
     Addr: 16, Mac: 6, ServiceKey: 20, Service: 36, SourceKey: 24, Source: 20, Client: 32, BackendSet: 16, Slot: 8, Backend: 32, RevNatKey: 32, RevNat: 20,
-    AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 88, NextHop: 12, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 88,
+    AffinityKey: 16, Affinity: 16, Config: 48, FlowKey: 40, Flow: 88, NextHop: 12, FragmentKey: 40, PodSource: 28, PodPort: 12, TraceFilter: 32, TraceEvent: 96,
     PolicyIds: 8, PolicyCidrKey: 20, PolicyRule: 12, PolicyRuleKey: 16, PolicyConnKey: 40, PolicyConn: 16, PolicyFragKey: 40,
 }

@@ -65,8 +65,38 @@ pub struct TraceEvent {
     pub verdict: u8,
     /// Zero.
     pub pad: [u8; 3],
-    /// The number of the link that a packet came in by. 0: a socket.
+    /// The number of the link that a packet came in by, or of the pod's that has the policies. 0: a socket.
     pub ifindex: u32,
+    /// Of a denied packet: the identity that the policies are about.
+    pub subject: u32,
+    /// And that of the other end.
+    pub peer: u32,
+}
+
+impl TraceEvent {
+    /// About a packet, of which nothing else is known yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packet(hook: TraceHook, verdict: TraceVerdict, ends: (Addr, Addr)) -> Self {
+        Self {
+            time: 0,
+            cookie: 0,
+            netns: 0,
+            client: ends.0,
+            asked: ends.1,
+            backend: Addr::ANY_V6,
+            client_port: 0,
+            asked_port: 0,
+            backend_port: 0,
+            proto: 0,
+            hook: hook as u8,
+            verdict: verdict as u8,
+            pad: [0; 3],
+            ifindex: 0,
+            subject: 0,
+            peer: 0,
+        }
+    }
 }
 
 macro_rules! codes {
@@ -104,6 +134,8 @@ codes! {
         PodEgress = 5,
         /// `uplink_in`: what comes in from outside.
         Uplink = 6,
+        /// `pod_ingress`: what a pod gets from the bridge or its node.
+        PodIngress = 7,
     }
 }
 
@@ -124,10 +156,24 @@ codes! {
         Reply = 6,
         /// The port is a Service's NodePort.
         NodePortTaken = 7,
-        /// Right into the other pod.
-        PodDirect = 8,
         /// The source is not the pod's: dropped.
-        Spoofed = 9,
+        Spoofed = 8,
+        /// No policy of the pod lets it out: dropped.
+        DeniedEgress = 9,
+        /// No policy of the pod lets it in: dropped.
+        DeniedIngress = 10,
+        /// The pod's policies are not known yet: dropped.
+        PolicyUnknown = 11,
+        /// `externalTrafficPolicy: Local` and no backend on this node: dropped.
+        NoLocal = 12,
+        /// No free port of the node for a backend on another one, or no way there: dropped.
+        NoWay = 13,
+        /// The table of connections has no room: dropped.
+        TableFull = 14,
+        /// On its way for too long: dropped.
+        Expired = 15,
+        /// The client is in none of the Service's source ranges: dropped.
+        Stranger = 16,
     }
 }
 
@@ -155,6 +201,8 @@ mod tests {
             verdict: TraceVerdict::Backend as u8,
             pad: [0; 3],
             ifindex: 0,
+            subject: 0,
+            peer: 0,
         }
     }
 

@@ -121,13 +121,7 @@ fn judge_new<T: PolicyTables>(tables: &T, packet: &PolicyPacket) -> Judgement {
     if subject & isolated == 0 {
         return Judgement::Pass;
     }
-    let peer = match tables.ids(&packet.peer) {
-        Some(ids) => in_force(ids, state),
-        None => match tables.cidr_ids(&packet.peer) {
-            Some(ids) => in_force(ids, state),
-            None => IDENTITY_NONE,
-        },
-    };
+    let peer = identity(tables, &packet.peer, state);
     let mut rule = PolicyRule {
         subject,
         peer,
@@ -143,6 +137,18 @@ fn judge_new<T: PolicyTables>(tables: &T, packet: &PolicyPacket) -> Judgement {
         Judgement::Pass
     } else {
         Judgement::Deny
+    }
+}
+
+/// The identity of an address in a state of the tables.
+#[inline(always)]
+pub fn identity<T: PolicyTables>(tables: &T, addr: &Addr, state: u32) -> u32 {
+    match tables.ids(addr) {
+        Some(ids) => in_force(ids, state),
+        None => match tables.cidr_ids(addr) {
+            Some(ids) => in_force(ids, state),
+            None => IDENTITY_NONE,
+        },
     }
 }
 

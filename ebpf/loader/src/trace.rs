@@ -44,12 +44,16 @@ pub struct Traced {
     pub verdict: TraceVerdict,
     /// The protocol; none: another than those of Services.
     pub protocol: Option<Protocol>,
+    /// Its number in IP headers. 0: not known.
+    pub ip_protocol: u8,
     /// The socket's cookie, unless it was a packet.
     pub cookie: Option<u64>,
     /// The cookie of the socket's network namespace, unless it was a packet.
     pub netns_cookie: Option<u64>,
-    /// The link that the packet came in by.
+    /// The link that the packet came in by, or of the pod whose policies denied it.
     pub ifindex: Option<u32>,
+    /// Of a packet that policies denied: the identities of the pod that has them, and of the other end.
+    pub identities: Option<(u32, u32)>,
     /// Who asked, as far as it is known.
     pub client: SocketAddr,
     /// Where it wanted to go.
@@ -150,11 +154,18 @@ fn read_event(bytes: &[u8]) -> Option<Traced> {
     }
     // SAFETY: long enough, and every bit pattern is an event. The ring aligns to eight bytes only.
     let event = unsafe { bytes.as_ptr().cast::<TraceEvent>().read_unaligned() };
+    let verdict = TraceVerdict::from_code(event.verdict)?;
+    let by_policy = matches!(
+        verdict,
+        TraceVerdict::DeniedEgress | TraceVerdict::DeniedIngress | TraceVerdict::PolicyUnknown
+    );
     Some(Traced {
         time: Duration::from_nanos(event.time),
         hook: TraceHook::from_code(event.hook)?,
-        verdict: TraceVerdict::from_code(event.verdict)?,
+        verdict,
         protocol: protocol_of(event.proto),
+        ip_protocol: event.proto,
+        identities: by_policy.then_some((event.subject, event.peer)),
         cookie: Some(event.cookie).filter(|cookie| *cookie != 0),
         netns_cookie: Some(event.netns).filter(|cookie| *cookie != 0),
         ifindex: Some(event.ifindex).filter(|index| *index != 0),

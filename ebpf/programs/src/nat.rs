@@ -269,9 +269,15 @@ fn open(scratch: &mut Scratch, link: u32, how: u32) -> Way {
         }
         match choice {
             Choice::Pass => return PASS,
-            Choice::NoLocal => return dropped(Metric::NatNoLocal),
-            Choice::Stranger => return dropped(Metric::NatSource),
-            Choice::Inconsistent => return dropped(Metric::Inconsistent),
+            Choice::NoLocal => {
+                return dropped(scratch, link, Metric::NatNoLocal, TraceVerdict::NoLocal);
+            }
+            Choice::Stranger => {
+                return dropped(scratch, link, Metric::NatSource, TraceVerdict::Stranger);
+            }
+            Choice::Inconsistent => {
+                return dropped(scratch, link, Metric::Inconsistent, TraceVerdict::Inconsistent);
+            }
             Choice::Refuse(set) => {
                 count(Metric::NatRefused);
                 match node_address(headers.is_v4) {
@@ -301,7 +307,7 @@ fn open(scratch: &mut Scratch, link: u32, how: u32) -> Way {
     if insert(&scratch.reply_key, &scratch.reply, BPF_ANY) && insert(key, flow, BPF_ANY) {
         GO
     } else {
-        dropped(Metric::TableFull)
+        dropped(scratch, link, Metric::TableFull, TraceVerdict::TableFull)
     }
 }
 
@@ -311,12 +317,12 @@ fn open_remote(ctx: *mut c_void, scratch: &mut Scratch, link: u32) -> Way {
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
     let Some(node) = node_address(headers.is_v4) else {
-        return dropped(Metric::NatNoWay);
+        return dropped(scratch, link, Metric::NatNoWay, TraceVerdict::NoWay);
     };
     let mut hop = NextHop::UNKNOWN;
     let out = route(ctx, link, &node, &scratch.target.addr, &mut hop);
     if out == 0 {
-        return dropped(Metric::NatNoWay);
+        return dropped(scratch, link, Metric::NatNoWay, TraceVerdict::NoWay);
     }
     // SAFETY: has no arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -330,10 +336,10 @@ fn open_remote(ctx: *mut c_void, scratch: &mut Scratch, link: u32) -> Way {
             if insert(key, flow, BPF_ANY) {
                 return GO;
             }
-            return dropped(Metric::TableFull);
+            return dropped(scratch, link, Metric::TableFull, TraceVerdict::TableFull);
         }
     }
-    dropped(Metric::NatNoWay)
+    dropped(scratch, link, Metric::NatNoWay, TraceVerdict::NoWay)
 }
 
 #[inline(always)]
@@ -384,9 +390,26 @@ fn node_address(is_v4: bool) -> Option<Addr> {
 }
 
 #[inline(always)]
-fn dropped(metric: Metric) -> Way {
+fn dropped(scratch: &mut Scratch, link: u32, metric: Metric, verdict: TraceVerdict) -> Way {
     count(metric);
+    tell_dropped(scratch, link, verdict);
     DROP
+}
+
+/// Tells a tracer of a packet that is dropped.
+#[inline(always)]
+pub(crate) fn tell_dropped(scratch: &mut Scratch, link: u32, verdict: TraceVerdict) {
+    if let Some(filter) = trace::listening() {
+        let key = &scratch.headers.key;
+        scratch.event = TraceEvent {
+            client_port: key.sport,
+            asked_port: key.dport,
+            proto: key.proto,
+            ifindex: link,
+            ..TraceEvent::packet(TraceHook::Uplink, verdict, (key.src, key.dst))
+        };
+        trace::tell_wanted(filter, &scratch.event);
+    }
 }
 
 /// What a tracer is told of a new flow.
@@ -398,19 +421,16 @@ fn tell(headers: &Headers, link: u32, target: &Target, event: &mut TraceEvent) {
         TraceVerdict::Backend
     };
     *event = TraceEvent {
-        time: 0,
-        cookie: 0,
-        netns: 0,
-        client: headers.key.src,
-        asked: headers.key.dst,
         backend: target.addr,
         client_port: headers.key.sport,
         asked_port: headers.key.dport,
         backend_port: target.port,
         proto: headers.key.proto,
-        hook: TraceHook::Uplink as u8,
-        verdict: verdict as u8,
-        pad: [0; 3],
         ifindex: link,
+        ..TraceEvent::packet(
+            TraceHook::Uplink,
+            verdict,
+            (headers.key.src, headers.key.dst),
+        )
     };
 }

@@ -15,14 +15,14 @@ use aya_ebpf::{
 };
 use skiff_ebpf_common::{
     Addr, DIRECTION_EGRESS, DIRECTION_INGRESS, Metric, POD_DIRECT, POD_POLICIES, PodPort,
-    PodSource, limits,
+    PodSource, TraceEvent, TraceHook, TraceVerdict, limits,
 };
 
 use crate::{
     pod_frame::{Payload, frame},
     policy::{Ask, admits},
     tables::count,
-    uplink,
+    trace, uplink,
 };
 
 #[map]
@@ -49,6 +49,7 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
     };
     if frame.source != own.mac || !is_own_address {
         count(Metric::PodSpoofed);
+        trace::tell(|| spoofed(&frame.payload, port));
         return TC_ACT_SHOT;
     }
     let Payload::Ip {
@@ -64,6 +65,7 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
         destination,
         ifindex: port,
         direction: DIRECTION_EGRESS,
+        hook: TraceHook::PodEgress,
     };
     if own.flags & POD_POLICIES != 0 && !admits(&ctx, &ask) {
         return TC_ACT_SHOT;
@@ -86,6 +88,23 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
     count(Metric::PodDirect);
     // SAFETY: takes no pointers. Fails (and the frame is dropped) if the port is gone, as on a bridge.
     unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
+}
+
+/// What a tracer is told of a packet with a foreign source.
+#[inline(always)]
+fn spoofed(payload: &Payload, link: u32) -> TraceEvent {
+    let ends = match *payload {
+        Payload::Ip {
+            source,
+            destination,
+        } => (source, destination),
+        Payload::Arp { sender } => (sender, sender.any()),
+        Payload::Other => (Addr::ANY_V6, Addr::ANY_V6),
+    };
+    TraceEvent {
+        ifindex: link,
+        ..TraceEvent::packet(TraceHook::PodEgress, TraceVerdict::Spoofed, ends)
+    }
 }
 
 /// Its own addresses, and those of a pod that is about to get one: none (ARP probes, DHCP, duplicate address detection),

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use skiff_ebpf_common::{DIRECTION_INGRESS, POD_POLICIES};
+use skiff_ebpf_common::{DIRECTION_INGRESS, POD_POLICIES, TraceHook};
 
 use crate::{
     pod_egress::POD_SOURCES,
@@ -37,6 +37,7 @@ pub fn pod_ingress(mut ctx: TcContext) -> i32 {
         destination,
         ifindex: port,
         direction: DIRECTION_INGRESS,
+        hook: TraceHook::PodIngress,
     };
     if admits(&ctx, &ask) {
         TC_ACT_UNSPEC

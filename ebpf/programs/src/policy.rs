@@ -12,13 +12,14 @@ use aya_ebpf::{
 };
 use skiff_ebpf_common::{
     Addr, DIRECTION_EGRESS, DIRECTION_INGRESS, Metric, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
-    PolicyConn, PolicyConnKey, PolicyFragKey, PolicyIds, PolicyRule, RULE_BITS_PORT, limits,
+    PolicyConn, PolicyConnKey, PolicyFragKey, PolicyIds, PolicyRule, RULE_BITS_PORT, TraceEvent,
+    TraceHook, TraceVerdict, limits,
 };
 use skiff_lb::policy::{
-    Judgement, PROTO_ICMP, PROTO_ICMPV6, Part, PolicyPacket, PolicyTables, judge,
+    Judgement, PROTO_ICMP, PROTO_ICMPV6, Part, PolicyPacket, PolicyTables, identity, judge,
 };
 
-use crate::{pod_frame::ETHERNET, tables::count};
+use crate::{pod_frame::ETHERNET, tables::count, trace};
 
 #[map]
 static POLICY_IDS: HashMap<Addr, PolicyIds> =
@@ -45,6 +46,7 @@ static POLICY_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0
 struct Scratch {
     packet: PolicyPacket,
     fragment: PolicyFragKey,
+    event: TraceEvent,
 }
 
 /// The kernel's maps.
@@ -104,6 +106,8 @@ pub(crate) struct Ask {
     pub(crate) ifindex: u32,
     /// `DIRECTION_*`: to or from the pod.
     pub(crate) direction: u8,
+    /// Which program asks.
+    pub(crate) hook: TraceHook,
 }
 
 impl Ask {
@@ -131,27 +135,34 @@ impl Ask {
 /// Whether a pod's policies let a packet pass; counts it if not.
 #[inline(never)]
 pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
-    let Some(head) = head(ctx, ETHERNET) else {
-        // Claims to be longer than it is.
-        return deny(ask.direction);
-    };
     let Some(scratch) = POLICY_SCRATCH.get_ptr_mut(0) else {
-        return deny(ask.direction);
+        return false;
     };
     // SAFETY: this CPU's own element, used by this program alone while it runs; zeroes are a value of its type.
-    let Scratch { packet, fragment } = unsafe { &mut *scratch };
+    let Scratch {
+        packet,
+        fragment,
+        event,
+    } = unsafe { &mut *scratch };
+    packet.proto = 0;
+    packet.port = 0;
+    packet.conn.pod_port = 0;
+    packet.conn.peer_port = 0;
+    let Some(head) = head(ctx, ETHERNET) else {
+        // Claims to be longer than it is.
+        return deny(ask, packet, event);
+    };
+    packet.proto = head.proto;
     fragment.source = ask.source;
     fragment.destination = ask.destination;
     fragment.id = head.fragment;
     fragment.ifindex = ask.ifindex;
     if head.piece == Piece::Later {
         // SAFETY: only whether it is there is asked.
-        return unsafe { POLICY_FRAGS.get(&*fragment) }.is_some() || deny(ask.direction);
+        return unsafe { POLICY_FRAGS.get(&*fragment) }.is_some() || deny(ask, packet, event);
     }
     packet.subject = ask.subject;
     packet.peer = *ask.peer();
-    packet.proto = head.proto;
-    packet.port = 0;
     set_conn(&mut packet.conn, ask.pod(), ask.peer(), head.proto);
     packet.direction = ask.direction;
     packet.part = Part::Carries;
@@ -163,9 +174,10 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
     }
     match judge(&KernelPolicies, packet) {
         Judgement::Pass => {}
-        Judgement::Deny => return deny(ask.direction),
+        Judgement::Deny => return deny(ask, packet, event),
         Judgement::Unknown => {
             count(Metric::PolicyUnknown);
+            tell(ask, packet, event, TraceVerdict::PolicyUnknown);
             return false;
         }
     }
@@ -182,13 +194,42 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
 }
 
 #[inline(always)]
-fn deny(direction: u8) -> bool {
-    count(if direction == DIRECTION_EGRESS {
-        Metric::PolicyEgress
+fn deny(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent) -> bool {
+    let (metric, verdict) = if ask.direction == DIRECTION_EGRESS {
+        (Metric::PolicyEgress, TraceVerdict::DeniedEgress)
     } else {
-        Metric::PolicyIngress
-    });
+        (Metric::PolicyIngress, TraceVerdict::DeniedIngress)
+    };
+    count(metric);
+    tell(ask, packet, event, verdict);
     false
+}
+
+/// Tells a tracer of a packet that is dropped.
+#[inline(always)]
+fn tell(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent, verdict: TraceVerdict) {
+    if let Some(filter) = trace::listening() {
+        describe(ask, packet, event, verdict as u8);
+        trace::tell_wanted(filter, event);
+    }
+}
+
+/// A function of its own, so that packets do not pay for it while nobody traces.
+#[inline(never)]
+fn describe(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent, verdict: u8) {
+    let state = KernelPolicies.state();
+    let ends = (ask.source, ask.destination);
+    *event = TraceEvent::packet(ask.hook, TraceVerdict::DeniedEgress, ends);
+    event.verdict = verdict;
+    (event.client_port, event.asked_port) = if ask.direction == DIRECTION_EGRESS {
+        (packet.conn.pod_port, packet.conn.peer_port)
+    } else {
+        (packet.conn.peer_port, packet.conn.pod_port)
+    };
+    event.proto = packet.proto;
+    event.ifindex = ask.ifindex;
+    event.subject = identity(&KernelPolicies, &ask.subject, state);
+    event.peer = identity(&KernelPolicies, ask.peer(), state);
 }
 
 /// A connection without ports.

@@ -386,6 +386,8 @@ fn forward_event(request: &Request, verdict: &Verdict, cookie: u64) -> TraceEven
         verdict: verdict as u8,
         pad: [0; 3],
         ifindex: 0,
+        subject: 0,
+        peer: 0,
     }
 }
 
@@ -444,6 +446,8 @@ pub(crate) fn reverse<P: Peer>(ctx: &SockAddrContext, metric: Metric) -> i32 {
             verdict: TraceVerdict::Reply as u8,
             pad: [0; 3],
             ifindex: 0,
+            subject: 0,
+            peer: 0,
         });
     }
     PROCEED
@@ -476,6 +480,8 @@ pub(crate) fn guard_node_port<P: Peer>(ctx: &SockAddrContext) -> i32 {
         verdict: TraceVerdict::NodePortTaken as u8,
         pad: [0; 3],
         ifindex: 0,
+        subject: 0,
+        peer: 0,
     });
     // SAFETY: bind may set the value that the call returns (5.18 and newer).
     unsafe { bpf_set_retval(-EADDRINUSE) };

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use skiff_ebpf_common::{Metric, POD_DIRECT, POD_POLICIES};
+use skiff_ebpf_common::{Metric, POD_DIRECT, POD_POLICIES, TraceVerdict};
 
 use crate::{
     frame::{self, Frame},
@@ -79,26 +79,34 @@ fn headers_of(skb: *mut __sk_buff) -> Option<&'static mut Scratch> {
 
 /// Out of another link, as a router does.
 #[inline(always)]
-fn leave(skb: *mut __sk_buff, scratch: &Scratch) -> i32 {
+fn leave(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     if !frame::rewrite(skb, &scratch.headers, &scratch.flow, true) {
-        count(Metric::NatExpired);
-        return TC_ACT_SHOT;
+        return expired(skb, scratch);
     }
     // SAFETY: null: the kernel looks the neighbour up by the packet's destination.
     unsafe { bpf_redirect_neigh(scratch.flow.out, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
+/// Dropped: on its way for too long.
+#[inline(always)]
+fn expired(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    count(Metric::NatExpired);
+    // SAFETY: the context is valid while the program runs.
+    let link = unsafe { (*skb).ifindex };
+    nat::tell_dropped(scratch, link, TraceVerdict::Expired);
+    TC_ACT_SHOT
+}
+
 /// Into the pod; if there is none with this address, or if something is between it and the others, up the node's stack.
 #[inline(always)]
-fn deliver(skb: *mut __sk_buff, scratch: &Scratch) -> i32 {
+fn deliver(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     // SAFETY: a copy is taken at once.
     let pod = unsafe { POD_PORTS.get(scratch.flow.dst) }.copied();
     // Its policies are asked on the way through the bridge.
     let pod = pod.filter(|pod| pod.flags & (POD_DIRECT | POD_POLICIES) == POD_DIRECT);
     // The node's stack counts hops itself.
     if !frame::rewrite(skb, &scratch.headers, &scratch.flow, pod.is_some()) {
-        count(Metric::NatExpired);
-        return TC_ACT_SHOT;
+        return expired(skb, scratch);
     }
     let Some(pod) = pod else {
         return TC_ACT_UNSPEC;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use skiff_ebpf_loader::{Datapath, PodPaths};
+use skiff_ebpf_loader::{Datapath, PodPaths, TraceVerdict, Tracer, Want};
 use skiff_netns::NetNs;
 use skiff_tests_datapath::{
     POD_PORT, Pod, Probe, TestNode, bridge, ip,
@@ -86,6 +86,14 @@ fn a_source_that_is_not_the_pods_is_dropped() -> Result<()> {
     assert!(!one.pings("10.77.0.99", two.addr)?);
     assert!(datapath.counters()?.pod_spoofed >= 1);
     assert!(one.pings("10.77.0.2", two.addr)?);
+    let mut tracer = Tracer::start(&node.bpffs, Want::default())?;
+    assert!(!one.pings("10.77.0.99", two.addr)?);
+    let told = tracer.next_events()?;
+    let told = told.iter().find(|e| e.verdict == TraceVerdict::Spoofed);
+    let told = told.context("nothing was told")?;
+    assert_eq!(told.client.ip(), Ipv4Addr::new(10, 77, 0, 99));
+    assert_eq!(told.ifindex, Some(one.port.ifindex));
+    drop(tracer);
     // Nor under another hardware address.
     let spoofed = datapath.counters()?.pod_spoofed;
     let change = ["link", "set", "eth0", "address", "0a:58:0a:4d:00:63"];

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use skiff_ebpf_loader::{
-    AllowedPorts, PolicyDirection, PolicyInspector, PolicyTables, PolicyVerdict,
+    AllowedPorts, PolicyDirection, PolicyInspector, PolicyTables, PolicyVerdict, TraceHook,
+    TraceVerdict, Traced, Tracer, Want,
 };
 
 use crate::cluster::{Cluster, tcp, udp, v6};
@@ -85,5 +86,61 @@ fn the_rule_that_allows_is_told() -> Result<()> {
     ensure!(rule.subject == tables.id(subject) && rule.peer == Some(tables.id(peer)));
     let who = tables.ids.get(&peer).context("it has an identity")?;
     ensure!(!PolicyDirection::Ingress.isolates(*who));
+    Ok(())
+}
+
+/// What is told of the packets of one knock, to or from that port.
+fn heard(tracer: &mut Tracer, port: u16) -> Result<Traced> {
+    for _ in 0..10 {
+        let events = tracer.next_events()?;
+        let found = events.into_iter().find(|event| event.asked.port() == port);
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    anyhow::bail!("nothing was told of port {port}")
+}
+
+#[test]
+fn a_tracer_hears_of_denied_packets() -> Result<()> {
+    for direct in [true, false] {
+        let mut c = Cluster::new(2, direct)?;
+        let about = json!({"matchLabels": {"app": "0"}});
+        c.policy(
+            "none",
+            &json!({"podSelector": about, "policyTypes": ["Ingress", "Egress"]}),
+        )?;
+        let tables = PolicyInspector::open(&c.node.bpffs)?.tables()?;
+        let [own, other]: [IpAddr; 2] = [c.pods[0].addr.into(), c.pods[1].addr.into()];
+        let ids = Some((tables.id(own), tables.id(other)));
+        let links = [c.pods[0].port.ifindex, c.pods[1].port.ifindex];
+        let want = Want {
+            addr: Some(own),
+            ..Want::default()
+        };
+        let mut tracer = Tracer::start(&c.node.bpffs, want)?;
+        c.expect(1, 0, tcp(80), false)?;
+        let event = heard(&mut tracer, 80)?;
+        ensure!(event.verdict == TraceVerdict::DeniedIngress, "{event:?}");
+        let hook = if direct {
+            TraceHook::PodEgress
+        } else {
+            TraceHook::PodIngress
+        };
+        ensure!(event.hook == hook, "{event:?}");
+        ensure!(event.ip_protocol == TCP && event.identities == ids);
+        ensure!(event.client.ip() == other && event.asked.ip() == own);
+        ensure!(event.ifindex == Some(links[0]), "{event:?}");
+        c.expect(0, 1, udp(8080), false)?;
+        let event = heard(&mut tracer, 8080)?;
+        ensure!(event.verdict == TraceVerdict::DeniedEgress, "{event:?}");
+        ensure!(event.ip_protocol == UDP && event.identities == ids);
+        ensure!(event.client.ip() == own && event.asked.ip() == other);
+        // What has another address is not asked for.
+        c.pods[1].pings("eth0", c.pods[1].addr)?;
+        drop(tracer);
+        let mut tracer = Tracer::start(&c.node.bpffs, want)?;
+        ensure!(tracer.next_events()?.is_empty());
+    }
     Ok(())
 }

@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use skiff_ebpf_loader::{Backend, FlowState, FlowTable, NodeSettings, Protocol};
+use skiff_ebpf_loader::{
+    Backend, FlowState, FlowTable, NodeSettings, Protocol, TraceVerdict, Tracer, Want,
+};
 use skiff_tests_datapath::{POD_PORT, ip, protocol::Command as Say};
 
 use crate::site::{
@@ -160,8 +162,12 @@ fn a_service_without_backends_refuses_at_once_or_drops_by_its_policy() -> Result
     }
     site.apply(&local)?;
     let addr = (NODE[0], NODE_PORT).into();
+    let mut tracer = Tracer::start(&site.node.bpffs, Want::default())?;
     let answer = client.tell(&Say::UdpConnected { addr, times: 1 })?;
     assert_eq!(answer.total(), 0);
+    let told = tracer.next_events()?;
+    let told = told.iter().find(|e| e.verdict == TraceVerdict::NoLocal);
+    assert_eq!(told.context("nothing was told")?.asked, addr);
     assert!(!answer.errors.contains_key(&ECONNREFUSED), "{answer:?}");
     assert!(site.datapath.counters()?.nat_no_local >= 1);
     // A Service that is open again is served again.
