@@ -1,10 +1,6 @@
 //! The node's links to the outside: found as they come and go, and given to the datapath.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use skiff_cni::netlink::{Link, Netlink, RouteSpec, Watch};
@@ -94,7 +90,7 @@ impl UplinkTask {
                         changed?;
                         break time::sleep(SETTLE).await;
                     }
-                    _ = sweep.tick() => sweep_flows(&self.bpffs_dir)?,
+                    _ = sweep.tick() => self.sweep_flows()?,
                 }
             }
         }
@@ -143,19 +139,25 @@ impl UplinkTask {
         }
         Ok(())
     }
-}
 
-fn sweep_flows(bpffs_dir: &Path) -> Result<()> {
-    let swept = FlowTable::open(bpffs_dir)?.sweep()?;
-    if swept.kept as u64 * 10 > u64::from(swept.limit) * 9 {
-        let (entries, limit) = (swept.kept, swept.limit);
-        tracing::warn!(
-            entries,
-            limit,
-            "the table of connections from outside is nearly full"
-        );
+    fn sweep_flows(&self) -> Result<()> {
+        let swept = FlowTable::open(&self.bpffs_dir)?.sweep()?;
+        let (entries, limit) = (swept.kept + swept.removed, swept.limit);
+        if swept.evicts {
+            let text = "the table of connections from outside is full, the oldest go";
+            tracing::warn!(entries, limit, "{text}");
+            // The same words each time: one Event that is counted up.
+            let message = format!("{text} (NAT_FLOWS: {limit} entries, two a connection)");
+            self.proxy.warn("ConnectionTableFull", message);
+        } else if swept.kept as u64 * 10 > u64::from(limit) * 9 {
+            tracing::warn!(
+                entries,
+                limit,
+                "the table of connections from outside is nearly full"
+            );
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn is_unsupported(error: &anyhow::Error) -> bool {

@@ -18,8 +18,10 @@ mod objects;
 mod plan;
 pub mod policy;
 mod proxy;
+mod retry;
 mod sweep;
 mod tracker;
+mod warn;
 
 pub use crate::{
     dataplane::{Dataplane, DataplaneError},

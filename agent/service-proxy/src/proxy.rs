@@ -1,7 +1,7 @@
 //! The task: watches, plans, writes.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     error::Error,
     net::IpAddr,
     ops::RangeInclusive,
@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use skiff_ebpf_loader::{Counters, Frontend, NodeSettings, TableDiff};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time,
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,14 +35,14 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::{Health, NodeListeners, health_loop},
     objects::{ServiceInfo, ServiceName, SliceInfo, zone_of},
+    retry::Retry,
     sweep::{Draining, NewFrontends, NodeNamespaces, sweep_loop},
     tracker::Tracker,
+    warn::NodeWarnings,
 };
 
 /// So many queued changes at most are applied as one.
 const BATCH: usize = 4096;
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_LAST: Duration = Duration::from_secs(10);
 
 /// What the proxy must know of its node.
 #[derive(Clone, Debug)]
@@ -104,14 +104,19 @@ struct Shared {
     health: watch::Sender<Health>,
 }
 
-/// Where the answer to "whose frontend is which" goes.
-type OwnersQuestion = oneshot::Sender<Vec<(Frontend, ServiceName)>>;
+/// What a running proxy is asked for.
+enum Request {
+    /// Whose frontend is which.
+    Owners(oneshot::Sender<Vec<(Frontend, ServiceName)>>),
+    /// An Event about the node: reason and message.
+    Warn(&'static str, String),
+}
 
 /// Asks a running proxy.
 #[derive(Clone)]
 pub struct ProxyHandle {
     shared: Arc<Shared>,
-    questions: mpsc::UnboundedSender<OwnersQuestion>,
+    requests: mpsc::UnboundedSender<Request>,
 }
 
 impl std::fmt::Debug for ProxyHandle {
@@ -145,10 +150,16 @@ impl ProxyHandle {
     /// Whose frontend is which. Empty if the proxy has ended.
     pub async fn owners(&self) -> Vec<(Frontend, ServiceName)> {
         let (ask, answer) = oneshot::channel();
-        if self.questions.send(ask).is_err() {
+        if self.requests.send(Request::Owners(ask)).is_err() {
             return Vec::new();
         }
         answer.await.unwrap_or_default()
+    }
+
+    /// Has an Event written about the node.
+    pub fn warn(&self, reason: &'static str, message: String) {
+        // A proxy that has ended writes none.
+        drop(self.requests.send(Request::Warn(reason, message)));
     }
 
     /// The kernel's counters; none if the dataplane has none. Waits while a change is written.
@@ -172,9 +183,9 @@ pub struct ServiceProxy {
     clients: Option<Arc<Clients>>,
     listeners: Option<Arc<dyn NodeListeners>>,
     shared: Arc<Shared>,
-    questions: (
-        mpsc::UnboundedSender<OwnersQuestion>,
-        mpsc::UnboundedReceiver<OwnersQuestion>,
+    requests: (
+        mpsc::UnboundedSender<Request>,
+        mpsc::UnboundedReceiver<Request>,
     ),
 }
 
@@ -235,7 +246,7 @@ impl ServiceProxy {
             clients: None,
             listeners: None,
             shared,
-            questions: mpsc::unbounded_channel(),
+            requests: mpsc::unbounded_channel(),
         }
     }
 
@@ -259,7 +270,7 @@ impl ServiceProxy {
     pub fn handle(&self) -> ProxyHandle {
         ProxyHandle {
             shared: Arc::clone(&self.shared),
-            questions: self.questions.0.clone(),
+            requests: self.requests.0.clone(),
         }
     }
 
@@ -300,24 +311,27 @@ impl ServiceProxy {
             let health = self.shared.health.subscribe();
             tokio::spawn(health_loop(listeners, health, token.clone()));
         }
+        let mut tasks = JoinSet::new();
+        let warnings = NodeWarnings::start(
+            self.client.clone(),
+            "skiff-service-proxy",
+            &self.config.node_name,
+            &mut tasks,
+            &token,
+        );
         let mut changes = pin!(changes(self.client.clone(), self.config.node_name.clone()));
-        let mut full = true;
-        let mut wait = RETRY_FIRST;
-        let mut retry_at: Option<time::Instant> = None;
+        let mut retry = Retry::new();
         loop {
-            let retry = async {
-                match retry_at {
-                    Some(at) => time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
-                () = retry => {}
-                Some(question) = self.questions.1.recv() => {
-                    // Whoever asked may be gone.
-                    drop(question.send(self.tracker.owners()));
+                () = retry.due() => {}
+                Some(request) = self.requests.1.recv() => {
+                    match request {
+                        // Whoever asked may be gone.
+                        Request::Owners(answer) => drop(answer.send(self.tracker.owners())),
+                        Request::Warn(reason, message) => warnings.warn(reason, message),
+                    }
                     continue;
                 }
                 change = changes.next() => self.take(change.ok_or(ProxyError::WatchEnded)?),
@@ -328,17 +342,16 @@ impl ServiceProxy {
                 };
                 self.take(change);
             }
-            let waiting = retry_at.is_some_and(|at| at > time::Instant::now());
             let complete = self.services.complete && self.slices.complete && self.node.complete;
-            if !complete || waiting {
+            if !complete || retry.is_waiting() {
                 continue;
             }
-            if self.apply(full).await {
-                (full, wait, retry_at) = (false, RETRY_FIRST, None);
-            } else {
-                (full, retry_at) = (true, Some(time::Instant::now() + wait));
-                wait = (wait * 2).min(RETRY_LAST);
+            let result = self.apply(retry.full()).await;
+            if let Err(error) = &result {
+                tracing::warn!(error = %chain(error), "writing Services; trying again");
+                warnings.table_full(error, || self.unserved());
             }
+            retry.note(result.is_ok());
         }
     }
 
@@ -390,10 +403,19 @@ impl ServiceProxy {
         }
     }
 
-    /// Writes what has changed. False: it failed and must be done again, in full.
-    async fn apply(&mut self, full: bool) -> bool {
+    /// The Services of which a frontend is in no table.
+    fn unserved(&self) -> Vec<ServiceName> {
+        let dataplane = self.shared.dataplane.lock();
+        let owners = self.tracker.owners().into_iter();
+        let missing = owners.filter(|(frontend, _)| dataplane.view().frontend(frontend).is_none());
+        let names: BTreeSet<ServiceName> = missing.map(|(_, name)| name).collect();
+        names.into_iter().collect()
+    }
+
+    /// Writes what has changed. If it fails it must be done again, in full.
+    async fn apply(&mut self, full: bool) -> Result<(), DataplaneError> {
         if !full && !self.tracker.is_dirty() {
-            return true;
+            return Ok(());
         }
         let begun = Instant::now();
         let (diff, takes_away, new) = {
@@ -424,29 +446,24 @@ impl ServiceProxy {
         counters.services = self.tracker.services();
         counters.conflicts = self.tracker.conflicts();
         counters.last_apply = begun.elapsed();
-        match result {
-            Ok(()) => {
-                if sweep {
-                    let since = Instant::now();
-                    let new = new.into_iter().map(|frontend| (frontend, since));
-                    self.shared.new_frontends.lock().extend(new);
-                    self.shared.sweep.send_replace(Arc::new(draining));
-                }
-                counters.applied += 1;
-                counters.sets_published += diff.publish.len() as u64;
-                if !self.shared.synced.send_replace(true) {
-                    counters.first_sync = counters.last_apply;
-                    let services = counters.services;
-                    tracing::info!(services, changed = diff.upsert.len(), "Services programmed");
-                }
-                true
-            }
-            Err(error) => {
-                counters.failed += 1;
-                tracing::warn!(error = %chain(&error), "writing Services; trying again");
-                false
-            }
+        if result.is_err() {
+            counters.failed += 1;
+            return result;
         }
+        if sweep {
+            let since = Instant::now();
+            let new = new.into_iter().map(|frontend| (frontend, since));
+            self.shared.new_frontends.lock().extend(new);
+            self.shared.sweep.send_replace(Arc::new(draining));
+        }
+        counters.applied += 1;
+        counters.sets_published += diff.publish.len() as u64;
+        if !self.shared.synced.send_replace(true) {
+            counters.first_sync = counters.last_apply;
+            let services = counters.services;
+            tracing::info!(services, changed = diff.upsert.len(), "Services programmed");
+        }
+        Ok(())
     }
 }
 

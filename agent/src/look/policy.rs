@@ -80,7 +80,10 @@ impl View {
             vec![name.clone(), directions(policy), or_dash(&pods.join(","))]
         };
         let rows: Vec<_> = self.policies.all.iter().map(row).collect();
-        let (headings, keys) = (["POLICY", "ISOLATES", "PODS"], ["policy", "isolates", "pods"]);
+        let (headings, keys) = (
+            ["POLICY", "ISOLATES", "PODS"],
+            ["policy", "isolates", "pods"],
+        );
         Output::table(&headings, &keys, &rows)
     }
 
@@ -144,10 +147,11 @@ impl View {
         let name = self.name(pod, &addrs);
         let policies = self.policies.selecting(&name);
         let policies: Vec<&str> = policies.map(|(policy, _)| policy).collect();
-        let ids: BTreeMap<u32, Vec<IpAddr>> = addrs.iter().fold(BTreeMap::new(), |mut all, addr| {
-            all.entry(self.tables.id(*addr)).or_default().push(*addr);
-            all
-        });
+        let ids: BTreeMap<u32, Vec<IpAddr>> =
+            addrs.iter().fold(BTreeMap::new(), |mut all, addr| {
+                all.entry(self.tables.id(*addr)).or_default().push(*addr);
+                all
+            });
         let mut rows = Vec::new();
         for (id, direction) in ids.keys().flat_map(|id| BOTH.map(|way| (*id, way))) {
             let way = word(direction).to_owned();
@@ -160,11 +164,21 @@ impl View {
             let about = rules.filter(|rule| rule.subject == id && rule.direction == direction);
             let before = rows.len();
             rows.extend(about.map(|rule| {
-                let cells = [number(id), way.clone(), self.who(rule.peer), ports(rule.ports)];
+                let cells = [
+                    number(id),
+                    way.clone(),
+                    self.who(rule.peer),
+                    ports(rule.ports),
+                ];
                 Vec::from(cells)
             }));
             if rows.len() == before {
-                rows.push(Vec::from([number(id), way, "nobody".to_owned(), "-".to_owned()]));
+                rows.push(Vec::from([
+                    number(id),
+                    way,
+                    "nobody".to_owned(),
+                    "-".to_owned(),
+                ]));
             }
         }
         let addrs: Vec<String> = addrs.iter().map(IpAddr::to_string).collect();
@@ -247,7 +261,10 @@ impl View {
             PolicyVerdict::Denied => ("denied", "no rule allows it".to_owned()),
             PolicyVerdict::Allowed(rule) => {
                 let (peer, ports) = (self.who(rule.peer), ports(rule.ports));
-                ("allowed", format!("{} {ports}: {peer}", number(rule.subject)))
+                (
+                    "allowed",
+                    format!("{} {ports}: {peer}", number(rule.subject)),
+                )
             }
         };
         let name = self.names.pod(subject);

@@ -71,6 +71,8 @@ pub struct Swept {
     pub removed: usize,
     /// How many there can be.
     pub limit: u32,
+    /// No room is left: the oldest go for new ones.
+    pub evicts: bool,
 }
 
 /// The connections of a node.
@@ -130,8 +132,18 @@ impl FlowTable {
             kept: entries.len() - gone.len(),
             removed: gone.len(),
             limit: self.flows.limit(),
+            evicts: evicts(entries.len(), self.flows.limit()),
         })
     }
+}
+
+/// Whether a table that drops its oldest entries has begun to. Each CPU keeps free ones for itself, so it begins earlier than at
+/// its last entry (`bpf_lru_list.c`: 128 a CPU, fewer of small tables).
+fn evicts(entries: usize, limit: u32) -> bool {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let limit = limit as usize;
+    let kept_by_each = (limit / cpus / 2).clamp(1, 128);
+    entries + cpus * kept_by_each >= limit
 }
 
 /// The key of the other direction.

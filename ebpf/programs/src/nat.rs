@@ -276,7 +276,12 @@ fn open(scratch: &mut Scratch, link: u32, how: u32) -> Way {
                 return dropped(scratch, link, Metric::NatSource, TraceVerdict::Stranger);
             }
             Choice::Inconsistent => {
-                return dropped(scratch, link, Metric::Inconsistent, TraceVerdict::Inconsistent);
+                return dropped(
+                    scratch,
+                    link,
+                    Metric::Inconsistent,
+                    TraceVerdict::Inconsistent,
+                );
             }
             Choice::Refuse(set) => {
                 count(Metric::NatRefused);
@@ -400,16 +405,23 @@ fn dropped(scratch: &mut Scratch, link: u32, metric: Metric, verdict: TraceVerdi
 #[inline(always)]
 pub(crate) fn tell_dropped(scratch: &mut Scratch, link: u32, verdict: TraceVerdict) {
     if let Some(filter) = trace::listening() {
-        let key = &scratch.headers.key;
-        scratch.event = TraceEvent {
-            client_port: key.sport,
-            asked_port: key.dport,
-            proto: key.proto,
-            ifindex: link,
-            ..TraceEvent::packet(TraceHook::Uplink, verdict, (key.src, key.dst))
-        };
+        describe_dropped(scratch, link, verdict as u8);
         trace::tell_wanted(filter, &scratch.event);
     }
+}
+
+/// A function of its own, so that those who call it need no room on their stacks.
+#[inline(never)]
+fn describe_dropped(scratch: &mut Scratch, link: u32, verdict: u8) {
+    let Scratch { headers, event, .. } = scratch;
+    let key = &headers.key;
+    let ends = (key.src, key.dst);
+    *event = TraceEvent::packet(TraceHook::Uplink, TraceVerdict::NoWay, ends);
+    event.verdict = verdict;
+    event.client_port = key.sport;
+    event.asked_port = key.dport;
+    event.proto = key.proto;
+    event.ifindex = link;
 }
 
 /// What a tracer is told of a new flow.

@@ -49,7 +49,17 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
     };
     if frame.source != own.mac || !is_own_address {
         count(Metric::PodSpoofed);
-        trace::tell(|| spoofed(&frame.payload, port));
+        if trace::listening().is_some() {
+            let (source, destination) = match frame.payload {
+                Payload::Ip {
+                    source,
+                    destination,
+                } => (source, destination),
+                Payload::Arp { sender } => (sender, sender.any()),
+                Payload::Other => (Addr::ANY_V6, Addr::ANY_V6),
+            };
+            tell_spoofed(&source, &destination, port);
+        }
         return TC_ACT_SHOT;
     }
     let Payload::Ip {
@@ -90,21 +100,14 @@ pub fn pod_egress(mut ctx: TcContext) -> i32 {
     unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
 }
 
-/// What a tracer is told of a packet with a foreign source.
-#[inline(always)]
-fn spoofed(payload: &Payload, link: u32) -> TraceEvent {
-    let ends = match *payload {
-        Payload::Ip {
-            source,
-            destination,
-        } => (source, destination),
-        Payload::Arp { sender } => (sender, sender.any()),
-        Payload::Other => (Addr::ANY_V6, Addr::ANY_V6),
-    };
-    TraceEvent {
+/// Tells a tracer of a packet with a foreign source. A function of its own, so that the hook needs no room for it.
+#[inline(never)]
+fn tell_spoofed(source: &Addr, destination: &Addr, link: u32) {
+    let ends = (*source, *destination);
+    trace::tell(|| TraceEvent {
         ifindex: link,
         ..TraceEvent::packet(TraceHook::PodEgress, TraceVerdict::Spoofed, ends)
-    }
+    });
 }
 
 /// Its own addresses, and those of a pod that is about to get one: none (ARP probes, DHCP, duplicate address detection),

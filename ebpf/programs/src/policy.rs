@@ -132,9 +132,26 @@ impl Ask {
     }
 }
 
-/// Whether a pod's policies let a packet pass; counts it if not.
-#[inline(never)]
+/// Whether a pod's policies let a packet pass; counts it if not, and tells a tracer.
+#[inline(always)]
 pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
+    if passes(ctx, ask) {
+        return true;
+    }
+    // Here and not where it is found: functions within functions share one small stack.
+    if let Some(filter) = trace::listening()
+        && let Some(scratch) = POLICY_SCRATCH.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's own element, used by this program alone while it runs.
+        let Scratch { packet, event, .. } = unsafe { &mut *scratch };
+        describe(ask, packet, event);
+        trace::tell_wanted(filter, event);
+    }
+    false
+}
+
+#[inline(never)]
+fn passes(ctx: &TcContext, ask: &Ask) -> bool {
     let Some(scratch) = POLICY_SCRATCH.get_ptr_mut(0) else {
         return false;
     };
@@ -150,7 +167,7 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
     packet.conn.peer_port = 0;
     let Some(head) = head(ctx, ETHERNET) else {
         // Claims to be longer than it is.
-        return deny(ask, packet, event);
+        return deny(ask, event);
     };
     packet.proto = head.proto;
     fragment.source = ask.source;
@@ -159,7 +176,7 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
     fragment.ifindex = ask.ifindex;
     if head.piece == Piece::Later {
         // SAFETY: only whether it is there is asked.
-        return unsafe { POLICY_FRAGS.get(&*fragment) }.is_some() || deny(ask, packet, event);
+        return unsafe { POLICY_FRAGS.get(&*fragment) }.is_some() || deny(ask, event);
     }
     packet.subject = ask.subject;
     packet.peer = *ask.peer();
@@ -174,10 +191,10 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
     }
     match judge(&KernelPolicies, packet) {
         Judgement::Pass => {}
-        Judgement::Deny => return deny(ask, packet, event),
+        Judgement::Deny => return deny(ask, event),
         Judgement::Unknown => {
             count(Metric::PolicyUnknown);
-            tell(ask, packet, event, TraceVerdict::PolicyUnknown);
+            event.verdict = TraceVerdict::PolicyUnknown as u8;
             return false;
         }
     }
@@ -194,30 +211,23 @@ pub(crate) fn admits(ctx: &TcContext, ask: &Ask) -> bool {
 }
 
 #[inline(always)]
-fn deny(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent) -> bool {
+fn deny(ask: &Ask, event: &mut TraceEvent) -> bool {
     let (metric, verdict) = if ask.direction == DIRECTION_EGRESS {
         (Metric::PolicyEgress, TraceVerdict::DeniedEgress)
     } else {
         (Metric::PolicyIngress, TraceVerdict::DeniedIngress)
     };
     count(metric);
-    tell(ask, packet, event, verdict);
+    event.verdict = verdict as u8;
     false
 }
 
-/// Tells a tracer of a packet that is dropped.
-#[inline(always)]
-fn tell(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent, verdict: TraceVerdict) {
-    if let Some(filter) = trace::listening() {
-        describe(ask, packet, event, verdict as u8);
-        trace::tell_wanted(filter, event);
-    }
-}
-
-/// A function of its own, so that packets do not pay for it while nobody traces.
+/// Completes what a tracer is told: the verdict is there already. A function of its own, so that packets do not pay for it while
+/// nobody traces.
 #[inline(never)]
-fn describe(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent, verdict: u8) {
+fn describe(ask: &Ask, packet: &PolicyPacket, event: &mut TraceEvent) {
     let state = KernelPolicies.state();
+    let verdict = event.verdict;
     let ends = (ask.source, ask.destination);
     *event = TraceEvent::packet(ask.hook, TraceVerdict::DeniedEgress, ends);
     event.verdict = verdict;

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use skiff_ebpf_common::{Addr, Flow, Metric, PROTO_UDP};
+use skiff_ebpf_common::{Addr, Flow, Metric, PROTO_UDP, TraceVerdict};
 use skiff_lb::{
     packet::{ETHERNET, Headers, Part, Seen, parse},
     sum,
@@ -18,7 +18,7 @@ use skiff_lb::{
 
 use crate::{
     frame::{Frame, L4_MASK},
-    nat,
+    nat::{self, Scratch},
     tables::count,
 };
 
@@ -35,7 +35,7 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
     let link = unsafe { (*ctx.ctx).ingress_ifindex };
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     match nat::passing(ctx.as_ptr(), scratch, link, bytes) {
-        nat::GO => leave(ctx.ctx, &scratch.headers, &scratch.flow),
+        nat::GO => leave(ctx.ctx, scratch, link),
         nat::DROP => XDP_DROP,
         _ => XDP_PASS,
     }
@@ -58,7 +58,8 @@ fn headers(md: *mut xdp_md, found: &mut Headers) -> bool {
 
 /// Translates the frame, and sends it back out.
 #[inline(always)]
-fn leave(md: *mut xdp_md, headers: &Headers, flow: &Flow) -> u32 {
+fn leave(md: *mut xdp_md, scratch: &mut Scratch, link: u32) -> u32 {
+    let Scratch { headers, flow, .. } = scratch;
     let frame = Frame::whole(&XdpContext::new(md));
     if frame.read(0) != Some(flow.hop.own) {
         // Not for this host.
@@ -66,6 +67,7 @@ fn leave(md: *mut xdp_md, headers: &Headers, flow: &Flow) -> u32 {
     }
     if headers.ttl <= 1 {
         count(Metric::NatExpired);
+        nat::tell_dropped(scratch, link, TraceVerdict::Expired);
         return XDP_DROP;
     }
     match rewrite(&frame, headers, flow) {

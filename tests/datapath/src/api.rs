@@ -1,4 +1,4 @@
-//! As much of an API server as the proxy uses: list (by pages) and watch of what it watches, in memory.
+//! As much of an API server as the proxy uses: list (by pages) and watch of what it watches, and Events, in memory.
 #![expect(clippy::unwrap_used, reason = "a fake for tests")]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, channel::mpsc, stream};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{body::Frame, server::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -25,6 +25,9 @@ pub const SERVICES: &str = "/api/v1/services";
 pub const NODES: &str = "/api/v1/nodes";
 /// Where EndpointSlices are.
 pub const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+
+/// Where Events about what is in no namespace, or in that of [`service`], are written.
+const EVENTS: &str = "/events";
 
 type AnyBody = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -41,6 +44,7 @@ struct Inner {
     /// Everything that happened, by revision: a watch begins where its list ended.
     log: Vec<(u64, &'static str, Bytes)>,
     watchers: Vec<(&'static str, mpsc::UnboundedSender<Bytes>)>,
+    events: Vec<Value>,
 }
 
 impl FakeApi {
@@ -49,8 +53,8 @@ impl FakeApi {
     pub fn client(&self) -> Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            let response = api.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         Client::new(service, "default")
     }
@@ -97,8 +101,8 @@ impl FakeApi {
             while let Ok((stream, _)) = listener.accept().await {
                 let api = api.clone();
                 let service = hyper::service::service_fn(move |request| {
-                    let response = api.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
+                    let api = api.clone();
+                    async move { Ok::<_, Infallible>(api.answer(request).await) }
                 });
                 let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 tokio::spawn(serving);
@@ -107,7 +111,33 @@ impl FakeApi {
         Ok(addr)
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<AnyBody> {
+    /// The Events that were written: each of what, why and with which words.
+    #[must_use]
+    pub fn events(&self) -> Vec<(String, String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let inner = self.inner.lock().unwrap();
+        let events = inner.events.iter().map(|event| {
+            let about = &event["involvedObject"];
+            let about = format!("{}/{}", text(&about["kind"]), text(&about["name"]));
+            (about, text(&event["reason"]), text(&event["message"]))
+        });
+        events.collect()
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Response<AnyBody>
+    where
+        B: hyper::body::Body<Error: std::fmt::Debug>,
+    {
+        if request.uri().path().contains(EVENTS) {
+            let is_new = request.method() == Method::POST;
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            // Else one that is counted up.
+            if is_new {
+                let event = serde_json::from_slice(&body).unwrap();
+                self.inner.lock().unwrap().events.push(event);
+            }
+            return json_response(Full::new(body).boxed_unsync());
+        }
         let mut inner = self.inner.lock().unwrap();
         let path = request.uri().path();
         let kind = [SERVICES, NODES, SLICES]
@@ -127,11 +157,15 @@ impl FakeApi {
             let limit = query.get("limit").map(|limit| limit.parse().unwrap());
             inner.list(kind, query.get("continue").copied(), limit)
         };
-        Response::builder()
-            .header("content-type", "application/json")
-            .body(body)
-            .unwrap()
+        json_response(body)
     }
+}
+
+fn json_response(body: AnyBody) -> Response<AnyBody> {
+    Response::builder()
+        .header("content-type", "application/json")
+        .body(body)
+        .unwrap()
 }
 
 impl Inner {

@@ -323,7 +323,15 @@ fn skiff_policy_tells_who_may_talk_to_whom(scene: &Scene<'_>) -> Result<()> {
         ("other", "8080", "denied"),
         ("other", "icmp", "denied"),
     ] {
-        let json = says(&["policy", "check", &name(from), &name("web"), port, "-o", "json"])?;
+        let json = says(&[
+            "policy",
+            "check",
+            &name(from),
+            &name("web"),
+            port,
+            "-o",
+            "json",
+        ])?;
         let json: Value = serde_json::from_str(&json)?;
         ensure!(json["verdict"] == verdict, "{from} {port}: {json:#}");
     }

@@ -21,17 +21,16 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use skiff_client::{EventKind, EventRecorder, chain, object_reference};
+use skiff_client::{chain, object_reference};
 use skiff_ebpf_loader::{DatapathError, Policies};
-use tokio::{sync::mpsc, task::JoinSet, time};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{Key, Labels, PodInfo, PolicyInfo, Tracker};
+use crate::{retry::Retry, warn::NodeWarnings};
 
 /// So many queued changes at most are applied as one.
 const BATCH: usize = 4096;
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_LAST: Duration = Duration::from_secs(10);
 
 /// What the agent must know of its node.
 #[derive(Clone, Debug)]
@@ -187,28 +186,20 @@ impl PolicyAgent {
     /// [`PolicyError`]
     pub async fn run(mut self, token: CancellationToken) -> Result<(), PolicyError> {
         let mut tasks = JoinSet::new();
-        let recorder = EventRecorder::start(
+        let warnings = NodeWarnings::start(
             self.client.clone(),
             "skiff-network-policy",
-            self.config.node_name.clone(),
+            &self.config.node_name,
             &mut tasks,
             &token,
         );
         let mut changes = pin!(changes(&self.client));
-        let mut full = true;
-        let mut wait = RETRY_FIRST;
-        let mut retry_at: Option<time::Instant> = None;
+        let mut retry = Retry::new();
         loop {
-            let retry = async {
-                match retry_at {
-                    Some(at) => time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
-                () = retry => {}
+                () = retry.due() => {}
                 Some(request) = self.requests.recv() => self.take_request(request),
                 change = changes.next() => self.take(change.ok_or(PolicyError::WatchEnded)?),
             }
@@ -218,19 +209,16 @@ impl PolicyAgent {
                 };
                 self.take(change);
             }
-            self.tell_unsupported(&recorder);
-            let waiting = retry_at.is_some_and(|at| at > time::Instant::now());
-            if !self.lists.iter().all(|list| list.complete) || waiting {
+            self.tell_unsupported(&warnings);
+            if !self.lists.iter().all(|list| list.complete) || retry.is_waiting() {
                 continue;
             }
-            match self.apply(full) {
-                Ok(()) => (full, wait, retry_at) = (false, RETRY_FIRST, None),
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "writing policies; trying again");
-                    (full, retry_at) = (true, Some(time::Instant::now() + wait));
-                    wait = (wait * 2).min(RETRY_LAST);
-                }
+            let result = self.apply(retry.full());
+            if let Err(error) = &result {
+                tracing::warn!(error = %chain(error), "writing policies; trying again");
+                warnings.table_full(error, Vec::new);
             }
+            retry.note(result.is_ok());
         }
     }
 
@@ -345,14 +333,13 @@ impl PolicyAgent {
         Ok(())
     }
 
-    fn tell_unsupported(&mut self, recorder: &EventRecorder) {
+    fn tell_unsupported(&mut self, warnings: &NodeWarnings) {
         if !self.is_unsupported {
             return;
         }
         for (_, policy) in self.references.drain() {
-            recorder.record(
+            warnings.record(
                 policy,
-                EventKind::Warning,
                 "NotEnforced",
                 format!(
                     "node {} does not enforce NetworkPolicies: its kernel is older than Linux 6.6",

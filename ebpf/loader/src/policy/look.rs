@@ -9,7 +9,7 @@ use std::{
 use skiff_ebpf_common::{
     Addr, DIRECTION_EGRESS, DIRECTION_INGRESS, IDENTITY_ANY, IDENTITY_ISOLATED_EGRESS,
     IDENTITY_ISOLATED_INGRESS, POD_POLICIES, PodSource, PolicyCidrKey, PolicyIds, PolicyRule,
-    PolicyRuleKey, RULE_BITS_PORT, RULE_BITS_PROTO, maps,
+    PolicyRuleKey, RULE_BITS_PROTO, maps,
 };
 
 use super::{PolicyTables, write::prefix_of};
@@ -87,14 +87,15 @@ impl SeenRule {
             port,
         } = key.rule;
         let first = u16::from_be(port);
-        let free = RULE_BITS_PORT.saturating_sub(key.prefix_len);
+        let counting = key.prefix_len.saturating_sub(RULE_BITS_PROTO);
+        let last = first | u16::MAX.checked_shr(counting).unwrap_or(0);
         let ports = match key.prefix_len {
             bits if bits < RULE_BITS_PROTO => AllowedPorts::All,
             RULE_BITS_PROTO => AllowedPorts::Protocol(protocol),
             _ => AllowedPorts::Range {
                 protocol,
                 first,
-                last: first | ((1_u32 << free) - 1) as u16,
+                last,
             },
         };
         Self {
@@ -261,7 +262,7 @@ impl PolicyInspector {
 
 #[cfg(test)]
 mod tests {
-    use skiff_ebpf_common as abi;
+    use skiff_ebpf_common::{self as abi, RULE_BITS_PORT};
 
     use super::*;
 
@@ -306,9 +307,8 @@ mod tests {
             .into(),
             ..PolicyTables::default()
         };
-        let judge = |direction, from, port| {
-            tables.judge(direction, own, from, (abi::PROTO_TCP, port))
-        };
+        let judge =
+            |direction, from, port| tables.judge(direction, own, from, (abi::PROTO_TCP, port));
         let ingress = PolicyDirection::Ingress;
         for (from, port, allowed) in [
             (friend, 80, true),

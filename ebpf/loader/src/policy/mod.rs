@@ -27,13 +27,11 @@ use std::{
 
 pub use skiff_ebpf_common::PolicyRuleKey;
 
+pub(crate) use self::write::{Waiting, cidr_key, prefix_of};
 pub use self::{
-    look::{
-        AllowedPorts, PolicyDirection, PolicyInspector, PolicyLink, PolicyVerdict, SeenRule,
-    },
+    look::{AllowedPorts, PolicyDirection, PolicyInspector, PolicyLink, PolicyVerdict, SeenRule},
     write::Policies,
 };
-pub(crate) use self::write::{Waiting, cidr_key, prefix_of};
 
 /// A prefix of addresses; all bits behind it are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

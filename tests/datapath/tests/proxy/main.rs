@@ -154,6 +154,53 @@ async fn a_restart_writes_only_what_changed_meanwhile() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_table_is_an_event_of_the_node_and_of_what_is_not_served() -> Result<()> {
+    let node = TestNode::new(PROGRAM)?;
+    let api = FakeApi::default();
+    let mut config = node.config();
+    config.limits.services = 4;
+    api.put(SERVICES, service("web", &VIP.ip().to_string()));
+    api.put(SLICES, slice("web", &pods(&[0])));
+    let proxy = Running::start(&node, Datapath::open(&config)?, &api).await?;
+    for number in 0..5 {
+        let name = format!("s{number}");
+        api.put(SERVICES, service(&name, &format!("10.96.1.{number}")));
+        api.put(SLICES, slice(&name, &pods(&[0])));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let is_told = |of: &str| {
+        let events = api.events();
+        let mut told = events
+            .iter()
+            .filter(|(_, reason, _)| reason == "DatapathTableFull");
+        told.any(|(about, _, words)| {
+            about.starts_with(of) && words.contains("LB_SERVICES on node node-1 is full: 4")
+        })
+    };
+    while !(is_told("Node/node-1") && is_told("Service/s")) {
+        anyhow::ensure!(Instant::now() < deadline, "{:?}", api.events());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What was served is; and the rest as soon as there is room.
+    let _servers = servers(&node)?;
+    let mut client = node.pod()?;
+    assert_eq!(names(&mut client)?, pods(&[0]));
+    let before = proxy.handle.counters();
+    for number in 0..3 {
+        api.delete(SERVICES, &format!("s{number}"));
+    }
+    proxy.applied(before.applied + 1).await?;
+    // By hand, as a part of the node does it.
+    proxy.handle.warn("Test", "words".to_owned());
+    let warned = ("Node/node-1".into(), "Test".into(), "words".into());
+    while !api.events().contains(&warned) {
+        anyhow::ensure!(Instant::now() < deadline, "{:?}", api.events());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    proxy.stop().await
+}
+
 /// Not a benchmark (this build is not optimised): that the cost of one change does not grow with what exists.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_services_are_programmed_and_one_change_stays_small() -> Result<()> {

@@ -247,7 +247,7 @@ fn connections_are_listed_and_removed_when_they_have_been_silent_for_long() -> R
     assert_eq!(flows.sweep()?.removed, 0);
     let now = Duration::from_millis(uptime_millis()?);
     let swept = flows.sweep_at(now + Duration::from_secs(130))?;
-    assert_eq!((swept.removed, swept.kept), (4, 2));
+    assert_eq!((swept.removed, swept.kept, swept.evicts), (4, 2, false));
     assert_eq!(states()?, [tcp]);
     assert_eq!(say(&mut client)?, only(site.pods[0].addr, 1));
     assert_eq!(flows.sweep_at(now + Duration::from_secs(9_000))?.kept, 0);
@@ -274,5 +274,6 @@ fn a_full_table_serves_new_connections() -> Result<()> {
     assert_eq!((answer.total(), answer.errors), (1024, BTreeMap::new()));
     let swept = FlowTable::open(&site.node.bpffs)?.sweep()?;
     assert!(swept.kept <= swept.limit as usize, "{swept:?}");
+    assert!(swept.evicts, "{swept:?}");
     Ok(())
 }
