@@ -97,7 +97,7 @@ pub(crate) enum ServiceVerb {
     /// What is remembered of connections to Services: sockets of the node that were sent to a backend (closed ones too, until
     /// the table is full), and clients outside.
     Conntrack,
-    /// How full the tables are.
+    /// How full the tables are, and the memory that they take.
     Tables,
 }
 
@@ -299,6 +299,11 @@ pub(crate) struct UpArgs {
     /// else, it is done a step later.
     #[arg(long, env = "SKIFF_XDP")]
     pub(crate) xdp: bool,
+    /// Size the datapath's tables for so many Services with two ports, both families, five endpoints and clients outside; smaller
+    /// ones are more. By default as the machine's memory allows, for 50,000 at most. Another size than before: connections of
+    /// clients outside are broken once.
+    #[arg(long, env = "SKIFF_MAX_SERVICES", value_name = "NUMBER")]
+    pub(crate) max_services: Option<u32>,
     /// Where the Kubernetes API listens in the machine's own network. With a network namespace for the node it
     /// listens there as well, on the same port of all addresses.
     #[arg(
@@ -389,6 +394,11 @@ pub(crate) struct ProxyArgs {
     /// else, it is done a step later.
     #[arg(long, env = "SKIFF_XDP")]
     pub(crate) xdp: bool,
+    /// Size the datapath's tables for so many Services with two ports, both families, five endpoints and clients outside; smaller
+    /// ones are more. By default as the machine's memory allows, for 50,000 at most. Another size than before: connections of
+    /// clients outside are broken once.
+    #[arg(long, env = "SKIFF_MAX_SERVICES", value_name = "NUMBER")]
+    pub(crate) max_services: Option<u32>,
     /// Addresses of all pods of the cluster; with iptables, what comes from elsewhere is masqueraded on its way to a
     /// ClusterIP.
     #[arg(

@@ -189,7 +189,8 @@ async fn prepare_node(settings: &UpSettings) -> Result<Opened> {
         pods: node.cluster_cidr.all(),
         services: node.service_cidr.all(),
     };
-    dataplane::open(&node.place, settings.proxy_mode, &ranges).await
+    let (mode, limits) = (settings.proxy_mode, settings.limits);
+    dataplane::open(&node.place, mode, limits, &ranges).await
 }
 
 /// The node's part of the cgroup hierarchies.

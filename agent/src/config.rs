@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use nix::ifaddrs::getifaddrs;
+use skiff_ebpf_loader::Limits;
 use skiff_netns::NodeNetns;
 
 use crate::{
@@ -48,6 +49,7 @@ pub(crate) struct UpSettings {
     pub(crate) load_balancer_ranges: Vec<IpNetwork>,
     pub(crate) proxy_mode: Option<ProxyMode>,
     pub(crate) xdp: bool,
+    pub(crate) limits: Limits,
     pub(crate) api_bind: SocketAddr,
     pub(crate) tls_san: Vec<String>,
     pub(crate) cluster_domain: String,
@@ -66,6 +68,7 @@ pub(crate) struct ProxySettings {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) mode: Option<ProxyMode>,
     pub(crate) xdp: bool,
+    pub(crate) limits: Limits,
     pub(crate) ranges: Ranges,
     pub(crate) healthz: SocketAddr,
     pub(crate) metrics: SocketAddr,
@@ -173,6 +176,7 @@ impl TryFrom<ProxyArgs> for ProxySettings {
             kubeconfig: args.kubeconfig.context("--kubeconfig is missing")?,
             mode: args.proxy_mode,
             xdp: args.xdp,
+            limits: limits(args.max_services),
             ranges: Ranges {
                 node_addresses,
                 pods: args.cluster_cidr,
@@ -183,6 +187,10 @@ impl TryFrom<ProxyArgs> for ProxySettings {
             place,
         })
     }
+}
+
+fn limits(max_services: Option<u32>) -> Limits {
+    max_services.map_or_else(Limits::for_machine, Limits::for_services)
 }
 
 impl UpSettings {
@@ -223,6 +231,7 @@ impl TryFrom<UpArgs> for UpSettings {
             load_balancer_ranges: args.load_balancer_cidr,
             proxy_mode: args.proxy_mode,
             xdp: args.xdp,
+            limits: limits(args.max_services),
             api_bind: args.api_bind,
             tls_san: args.tls_san,
             cluster_domain: args.cluster_domain,

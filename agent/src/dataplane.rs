@@ -34,6 +34,7 @@ pub(crate) struct Opened {
 pub(crate) async fn open(
     place: &Place,
     wish: Option<ProxyMode>,
+    limits: Limits,
     ranges: &Ranges,
 ) -> Result<Opened> {
     let lacking = match wish {
@@ -47,7 +48,7 @@ pub(crate) async fn open(
     if let Some(what) = lacking {
         anyhow::bail!("--proxy-mode ebpf: this kernel lacks {what}");
     }
-    match open_ebpf(place) {
+    match open_ebpf(place, limits) {
         Err(Failure::Datapath(error @ DatapathError::MissingFeature { .. })) if wish.is_none() => {
             fall_back(place, ranges, &error).await
         }
@@ -67,12 +68,12 @@ enum Failure {
     Place(anyhow::Error),
 }
 
-fn open_ebpf(place: &Place) -> Result<Datapath, Failure> {
+fn open_ebpf(place: &Place, limits: Limits) -> Result<Datapath, Failure> {
     let cgroups = compose::cgroups(place).map_err(Failure::Place)?;
     let config = DatapathConfig {
         cgroup_path: cgroups.unified_root(),
         bpffs_dir: place.bpffs_dir.clone(),
-        limits: Limits::default(),
+        limits,
     };
     Datapath::open(&config).map_err(Failure::Datapath)
 }

@@ -174,6 +174,11 @@ impl Page {
                 "How many entries a table can have.",
                 |table| u64::from(table.limit),
             ),
+            (
+                "skiff_datapath_table_bytes",
+                "The kernel's memory for a table.",
+                |table| table.bytes,
+            ),
         ] {
             self.head(name, "gauge", help);
             for table in tables {
@@ -222,6 +227,8 @@ mod tests {
             map: "LB_SERVICES",
             used: 4,
             limit: 10,
+            bytes: 1000,
+            grows: false,
         }];
         let page = render(
             &ProxyCounters::default(),
@@ -233,6 +240,7 @@ mod tests {
             "skiff_service_connections_total{namespace=\"shop\",service=\"web\"} 8",
             "skiff_datapath_table_entries{table=\"LB_SERVICES\"} 4",
             "skiff_datapath_table_entries_limit{table=\"LB_SERVICES\"} 10",
+            "skiff_datapath_table_bytes{table=\"LB_SERVICES\"} 1000",
             "skiff_datapath_connects_total 0",
             "skiff_proxy_services 0",
         ] {

@@ -38,7 +38,8 @@ pub(crate) async fn run(settings: ProxySettings) -> Result<()> {
     let client = connect(&settings.kubeconfig).await?;
     let health = bind_health(settings.healthz, &settings.place.netns).await?;
     let metrics = metrics::bind(settings.metrics, &settings.place.netns).await?;
-    let opened = dataplane::open(&settings.place, settings.mode, &settings.ranges).await?;
+    let (mode, limits) = (settings.mode, settings.limits);
+    let opened = dataplane::open(&settings.place, mode, limits, &settings.ranges).await?;
     let mode = opened.mode;
     let addresses = settings.ranges.node_addresses.clone();
     let proxy = assemble(

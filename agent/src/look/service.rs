@@ -210,9 +210,12 @@ fn conntrack(
 fn tables(inspector: &Inspector, output: OutputFormat) -> Result<String> {
     let all = inspector.pressure()?;
     if output == OutputFormat::Json {
-        let items = all
-            .iter()
-            .map(|table| json!({"table": table.map, "used": table.used, "limit": table.limit}));
+        let items = all.iter().map(|table| {
+            json!({
+                "table": table.map, "used": table.used, "limit": table.limit,
+                "bytes": table.bytes, "bytesPerEntry": table.bytes_each(), "grows": table.grows,
+            })
+        });
         return Ok(format!("{:#}", items.collect::<serde_json::Value>()));
     }
     let rows: Vec<Vec<String>> = all
@@ -224,8 +227,12 @@ fn tables(inspector: &Inspector, output: OutputFormat) -> Result<String> {
                 table.used.to_string(),
                 table.limit.to_string(),
                 format!("{percent}%"),
+                table.bytes.to_string(),
+                (table.bytes_each()).map_or_else(|| "-".to_owned(), |each| each.to_string()),
+                if table.grows { "as used" } else { "at start" }.to_owned(),
             ]
         })
         .collect();
-    Ok(table::render(&["TABLE", "USED", "LIMIT", "FULL"], &rows))
+    let headings = ["TABLE", "USED", "LIMIT", "FULL", "BYTES", "EACH", "TAKEN"];
+    Ok(table::render(&headings, &rows))
 }

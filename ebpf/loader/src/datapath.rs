@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, RevNat, RevNatKey, limits, maps};
+use skiff_ebpf_common::{ABI_VERSION, Addr, Config, Metric, RevNat, RevNatKey, maps};
 
 use crate::{
-    ClientTable, DatapathError, PodPaths, Policies, bpffs,
+    ClientTable, DatapathError, Limits, PodPaths, Policies, bpffs,
     policy::Waiting,
     programs::Programs,
     stale::{self, StalePeer},
@@ -29,69 +29,6 @@ pub struct DatapathConfig {
     pub bpffs_dir: PathBuf,
     /// The sizes of the tables. Other sizes than last time: the tables are built anew beside the old ones, then swapped.
     pub limits: Limits,
-}
-
-/// The sizes of the tables, in entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Frontends: Services times ports times addresses.
-    pub services: u32,
-    /// Backend sets: about one per port of a Service.
-    pub sets: u32,
-    /// Members of all sets, with room for changes.
-    pub slots: u32,
-    /// Backends of all sets.
-    pub backends: u32,
-    /// Sockets with a translated peer.
-    pub rev_nat: u32,
-    /// Clients with session affinity.
-    pub affinity: u32,
-    /// Unconnected UDP sockets that use Services.
-    pub flows: u32,
-    /// Directions of connections from outside: two for each.
-    pub nat_flows: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            services: limits::SERVICES,
-            sets: limits::SETS,
-            slots: limits::SLOTS,
-            backends: limits::BACKENDS,
-            rev_nat: limits::REV_NAT,
-            affinity: limits::AFFINITY,
-            flows: limits::FLOWS,
-            nat_flows: limits::NAT_FLOWS,
-        }
-    }
-}
-
-impl Limits {
-    pub(crate) fn by_map(&self) -> [(&'static str, u32); 9] {
-        [
-            (maps::SERVICES, self.services),
-            (maps::SETS, self.sets),
-            (maps::CONNECTIONS, self.sets),
-            (maps::SLOTS, self.slots),
-            (maps::BACKENDS, self.backends),
-            (maps::REV_NAT, self.rev_nat),
-            (maps::AFFINITY, self.affinity),
-            (maps::FLOWS, self.flows),
-            (maps::NAT_FLOWS, self.nat_flows),
-        ]
-    }
-
-    /// The folder for maps of this ABI and these sizes.
-    fn folder(&self) -> String {
-        let sizes = self.by_map().map(|(_, size)| format!("{size:x}")).join(".");
-        // No dot: the BPF file system keeps names with dots for itself.
-        format!(
-            "{}{ABI_VERSION}-{}",
-            bpffs::MAPS_PREFIX,
-            sizes.replace('.', "_")
-        )
-    }
 }
 
 /// What the programs must know of the node.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use skiff_ebpf_common::{self as abi, maps};
+use skiff_ebpf_common::{self as abi, Plain, maps};
 
 use crate::{
     DatapathError, bpffs,
@@ -61,6 +61,23 @@ pub struct Pressure {
     pub used: u64,
     /// Its size.
     pub limit: u32,
+    /// The kernel's memory for it.
+    pub bytes: u64,
+    /// Whether an entry's memory is taken when it is written; else all of it when the table is made.
+    pub grows: bool,
+}
+
+impl Pressure {
+    /// The memory for one entry, its share of the buckets included; none if there is nothing to measure it by.
+    #[must_use]
+    pub fn bytes_each(&self) -> Option<u64> {
+        let entries = if self.grows {
+            self.used
+        } else {
+            self.limit.into()
+        };
+        self.bytes.checked_div(entries)
+    }
 }
 
 impl Inspector {
@@ -151,31 +168,59 @@ impl Inspector {
         Ok(all)
     }
 
-    /// How full the tables are that can fill up.
+    /// How full the tables are that can fill up, and what they take.
     ///
     /// # Errors
     /// [`DatapathError`] if a map cannot be read.
     pub fn pressure(&self) -> Result<Vec<Pressure>, DatapathError> {
         let marks = self.sets.get(0)?.map_or(0, |zero| zero.word);
         let marks = abi::SetWord::unpack(marks);
-        let services =
-            HashTable::<abi::ServiceKey, abi::Service>::open(&self.folder, maps::SERVICES)?;
-        let affinity =
-            HashTable::<abi::AffinityKey, abi::Affinity>::open(&self.folder, maps::AFFINITY)?;
-        let rev_nat = HashTable::<abi::RevNatKey, abi::RevNat>::open(&self.folder, maps::REV_NAT)?;
-        let pressure = |map, used: usize, limit| Pressure {
-            map,
-            used: used as u64,
-            limit,
-        };
+        let mut slots = 0;
+        for set in 1..marks.count {
+            let word = self.sets.get(set)?.map_or(0, |set| set.word);
+            slots += abi::SetWord::unpack(word).count;
+        }
         Ok(vec![
-            pressure(maps::SERVICES, services.entries()?.len(), services.limit()),
-            pressure(maps::SETS, marks.count as usize, self.sets.len()),
-            pressure(maps::BACKENDS, marks.base as usize, self.backends.len()),
-            pressure(maps::AFFINITY, affinity.entries()?.len(), affinity.limit()),
-            pressure(maps::REV_NAT, rev_nat.entries()?.len(), rev_nat.limit()),
+            self.hash::<abi::ServiceKey, abi::Service>(maps::SERVICES)?,
+            array(maps::SETS, &self.sets, marks.count)?,
+            array(maps::CONNECTIONS, &self.connections, marks.count)?,
+            array(maps::SLOTS, &self.slots, slots)?,
+            array(maps::BACKENDS, &self.backends, marks.base)?,
+            self.hash::<abi::AffinityKey, abi::Affinity>(maps::AFFINITY)?,
+            self.hash::<abi::AffinityKey, abi::Affinity>(maps::FLOWS)?,
+            self.hash::<abi::RevNatKey, abi::RevNat>(maps::REV_NAT)?,
+            self.hash::<abi::FlowKey, abi::Flow>(maps::NAT_FLOWS)?,
+            self.hash::<abi::Addr, abi::PolicyIds>(maps::POLICY_IDS)?,
+            self.hash::<abi::PolicyCidrKey, abi::PolicyIds>(maps::POLICY_CIDRS)?,
+            self.hash::<abi::PolicyRuleKey, u32>(maps::POLICY_RULES)?,
+            self.hash::<abi::PolicyConnKey, abi::PolicyConn>(maps::POLICY_CONNS)?,
         ])
     }
+
+    fn hash<K: Plain, V: Plain>(&self, map: &'static str) -> Result<Pressure, DatapathError> {
+        let table = HashTable::<K, V>::open(&self.folder, map)?;
+        Ok(Pressure {
+            map,
+            used: table.entries()?.len() as u64,
+            limit: table.limit(),
+            bytes: table.bytes()?,
+            grows: table.grows(),
+        })
+    }
+}
+
+fn array<V: Plain>(
+    map: &'static str,
+    table: &ArrayTable<V>,
+    used: u32,
+) -> Result<Pressure, DatapathError> {
+    Ok(Pressure {
+        map,
+        used: used.into(),
+        limit: table.len(),
+        bytes: table.bytes()?,
+        grows: false,
+    })
 }
 
 /// Address and port as the tables have them.

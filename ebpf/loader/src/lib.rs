@@ -18,6 +18,7 @@ mod flows;
 #[cfg(feature = "bench")]
 mod generator;
 mod inspect;
+mod limits;
 mod pods;
 mod policy;
 mod programs;
@@ -33,10 +34,11 @@ pub use crate::generator::PacketGenerator;
 pub use crate::{
     bpffs::teardown,
     clients::{ClientTable, netns_client},
-    datapath::{Counters, Datapath, DatapathConfig, Limits, NodeSettings, netns_cookie},
+    datapath::{Counters, Datapath, DatapathConfig, NodeSettings, netns_cookie},
     error::DatapathError,
     flows::{FlowState, FlowTable, NatFlow, Swept},
     inspect::{Inspector, Pressure, SeenFrontend, SocketPeer},
+    limits::Limits,
     pods::{PodPaths, PodPort},
     policy::{
         AllowedPorts, Policies, PolicyChange, PolicyDirection, PolicyInspector, PolicyLink,

@@ -1,7 +1,7 @@
 //! Pinned maps: hash maps by batches, arrays through a shared mapping.
 
 use std::{
-    io,
+    fs, io,
     marker::PhantomData,
     mem::MaybeUninit,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -17,6 +17,9 @@ use super::{
     BPF_MAP_UPDATE_ELEM, MapInfo, bpf, map_info, obj_get, raw,
 };
 use crate::DatapathError;
+
+/// A flag of a map: `linux/bpf.h`.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 #[repr(C)]
 struct ElemAttr {
@@ -65,6 +68,7 @@ pub(crate) struct HashTable<K, V> {
     fd: OwnedFd,
     name: &'static str,
     limit: u32,
+    grows: bool,
     types: PhantomData<(K, V)>,
 }
 
@@ -75,8 +79,22 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
             fd,
             name,
             limit: info.max_entries,
+            grows: info.flags & BPF_F_NO_PREALLOC != 0,
             types: PhantomData,
         })
+    }
+
+    /// Whether an entry's memory is taken when it is written, not when the table is made.
+    pub(crate) fn grows(&self) -> bool {
+        self.grows
+    }
+
+    /// The memory that the kernel says the table has. Exact since Linux 6.4.
+    pub(crate) fn bytes(&self) -> Result<u64, DatapathError> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = fs::read_to_string(&path).map_err(|e| DatapathError::io("reading", &path, e))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+        Ok(line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0))
     }
 
     /// How many entries it can have.
@@ -232,6 +250,11 @@ impl<V: Plain> ArrayTable<V> {
     /// How many elements it has.
     pub(crate) fn len(&self) -> u32 {
         self.table.limit
+    }
+
+    /// As [`HashTable::bytes`].
+    pub(crate) fn bytes(&self) -> Result<u64, DatapathError> {
+        self.table.bytes()
     }
 
     /// One element; none if there is no such.
