@@ -1,16 +1,18 @@
 //! How quickly Services get into the kernel's tables, and what it costs: for `cargo xtask bench service`.
 //!
-//!     service_sync sync COUNT RUNS     from typed objects to a first connection, with nothing in the tables before
-//!     service_sync api COUNT RUNS      the same by the proxy itself, with an API server in this process
-//!     service_sync update COUNT RUNS   one endpoint of one Service changed while there are so many: from the watch event
-//!     service_sync floor COUNT RUNS    as many entries into bare maps, a system call for each
-//!     service_sync rss COUNT           memory of a process that does nothing but this, MiB
+//!     service_sync sync MODE COUNT RUNS     from typed objects to a first connection, with nothing in the tables before
+//!     service_sync api MODE COUNT RUNS      the same by the proxy itself, with an API server in this process
+//!     service_sync update MODE COUNT RUNS   one endpoint of one Service changed while there are so many: from the watch event
+//!     service_sync rss MODE COUNT           memory of a process that does nothing but this, MiB
+//!     service_sync floor COUNT RUNS         as many entries into bare maps, a system call for each
 //!
+//! MODE: ebpf or iptables.
 //! Prints numbers, one a line; times are in seconds. Each Service has five endpoints.
 #![allow(clippy::print_stdout, reason = "speaks with the bench")]
 
 mod floor;
 mod objects;
+mod stage;
 
 use std::{
     fs,
@@ -22,18 +24,19 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{Client, Config, ResourceExt as _};
-use skiff_ebpf_loader::{Datapath, DatapathConfig, Limits};
+use skiff_netns::NodeNetns;
 use skiff_service_proxy::{
-    ProxyConfig, ProxyHandle, ServiceInfo, ServiceName, ServiceProxy, SliceInfo, Tracker,
+    Dataplane, ProxyConfig, ProxyHandle, ServiceInfo, ServiceName, ServiceProxy, SliceInfo, Tracker,
 };
 use skiff_tests_datapath::{
-    NODE, PODS, Probe, TARGET, TestNode,
+    NODE, Probe,
     api::{FakeApi, SERVICES, SLICES},
     protocol,
 };
 use tokio_util::sync::CancellationToken;
 
 use objects::{address_of, service_object, slice_object};
+use stage::{Mode, Stage};
 
 /// The name of the node.
 const NAME: &str = "node-1";
@@ -45,47 +48,18 @@ async fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words.as_slice() {
-        ["sync", count, runs] => sync(count.parse()?, runs.parse()?),
-        ["api", count, runs] => through_the_api(count.parse()?, runs.parse()?).await,
-        ["update", count, runs] => update(count.parse()?, runs.parse()?).await,
+        ["sync", mode, count, runs] => sync(mode.parse()?, count.parse()?, runs.parse()?).await,
+        ["api", mode, count, runs] => {
+            through_the_api(mode.parse()?, count.parse()?, runs.parse()?).await
+        }
+        ["update", mode, count, runs] => update(mode.parse()?, count.parse()?, runs.parse()?).await,
+        ["rss", mode, count] => rss(mode.parse()?, count.parse()?).await,
         ["floor", count, runs] => floor::run(count.parse()?, runs.parse()?),
-        ["rss", count] => rss(count.parse()?).await,
-        ["proxy", url, cgroup, pins] => proxy(url, cgroup, pins).await,
+        ["proxy", mode, url, place, pins] => {
+            proxy(mode.parse()?, url, [place.into(), pins.into()]).await
+        }
         _ => bail!(USAGE),
     }
-}
-
-fn test_node() -> Result<TestNode> {
-    let own = std::env::current_exe()?;
-    let binaries = own
-        .ancestors()
-        .nth(2)
-        .context("this executable lies nowhere")?;
-    TestNode::new(&binaries.join("datapath-probe").to_string_lossy())
-}
-
-fn config(cgroup: PathBuf, pins: PathBuf) -> DatapathConfig {
-    DatapathConfig {
-        cgroup_path: cgroup,
-        bpffs_dir: pins,
-        limits: Limits::default(),
-    }
-}
-
-fn open(node: &TestNode) -> Result<Datapath> {
-    let mut datapath = Datapath::open(&config(node.cgroup.clone(), node.bpffs.clone()))?;
-    datapath.set_node(&node.settings()?)?;
-    Ok(datapath)
-}
-
-fn server(node: &TestNode) -> Result<Probe> {
-    let mut server = node.pod()?;
-    let [addr, ..] = PODS;
-    server.tell(&protocol::Command::TcpServe {
-        addr: (addr, TARGET).into(),
-        name: "here".to_owned(),
-    })?;
-    Ok(server)
 }
 
 /// One connection to the last Service, the only one that has an endpoint which exists.
@@ -98,7 +72,7 @@ fn connect(client: &mut Probe, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn sync(count: u32, runs: usize) -> Result<()> {
+async fn sync(mode: Mode, count: u32, runs: usize) -> Result<()> {
     let typed = |kind| (0..count).map(kind).map(serde_json::from_value);
     let services: Vec<Service> = typed(service_object).collect::<Result<_, _>>()?;
     let slices = (0..count).map(|number| slice_object(number, count));
@@ -106,10 +80,10 @@ fn sync(count: u32, runs: usize) -> Result<()> {
         .map(serde_json::from_value)
         .collect::<Result<_, _>>()?;
     for _ in 0..runs {
-        let node = test_node()?;
-        let _server = server(&node)?;
-        let mut client = node.pod()?;
-        let mut datapath = open(&node)?;
+        let stage = Stage::new(mode)?;
+        let _servers = stage.server()?;
+        let mut client = stage.client()?;
+        let mut dataplane = stage.open().await?;
         let begun = Instant::now();
         let mut tracker = Tracker::default();
         for service in &services {
@@ -121,8 +95,8 @@ fn sync(count: u32, runs: usize) -> Result<()> {
             let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
             tracker.set_slice(namespace, &slice.name_any(), SliceInfo::of(slice, NAME));
         }
-        let diff = tracker.full_diff(datapath.state());
-        datapath.apply(&diff)?;
+        let diff = tracker.full_diff(dataplane.view());
+        dataplane.apply(&diff)?;
         connect(&mut client, count)?;
         println!("{}", begun.elapsed().as_secs_f64());
     }
@@ -151,14 +125,14 @@ impl Drop for Running {
 }
 
 impl Running {
-    async fn start(client: Client, datapath: Datapath) -> Result<Self> {
+    async fn start(client: Client, dataplane: Box<dyn Dataplane>) -> Result<Self> {
         let config = ProxyConfig {
             node_name: NAME.to_owned(),
             node_addresses: vec![NODE.into()],
             node_ports: 30_000..=32_767,
             node_netns_cookie: 0,
         };
-        let proxy = ServiceProxy::new(client, config, datapath);
+        let proxy = ServiceProxy::new(client, config, dataplane);
         let (handle, token) = (proxy.handle(), CancellationToken::new());
         tokio::spawn(proxy.run(token.clone()));
         let running = Self { handle, token };
@@ -169,25 +143,25 @@ impl Running {
     }
 }
 
-async fn through_the_api(count: u32, runs: usize) -> Result<()> {
+async fn through_the_api(mode: Mode, count: u32, runs: usize) -> Result<()> {
     let api = filled(count);
     for _ in 0..runs {
-        let node = test_node()?;
-        let _server = server(&node)?;
-        let mut client = node.pod()?;
-        let datapath = open(&node)?;
+        let stage = Stage::new(mode)?;
+        let _servers = stage.server()?;
+        let mut client = stage.client()?;
+        let dataplane = stage.open().await?;
         let begun = Instant::now();
-        let _running = Running::start(api.client(), datapath).await?;
+        let _running = Running::start(api.client(), dataplane).await?;
         connect(&mut client, count)?;
         println!("{}", begun.elapsed().as_secs_f64());
     }
     Ok(())
 }
 
-async fn update(count: u32, runs: u32) -> Result<()> {
+async fn update(mode: Mode, count: u32, runs: u32) -> Result<()> {
     let api = filled(count);
-    let node = test_node()?;
-    let running = Running::start(api.client(), open(&node)?).await?;
+    let stage = Stage::new(mode)?;
+    let running = Running::start(api.client(), stage.open().await?).await?;
     let before = running.handle.counters();
     for run in 0..runs {
         let applied = running.handle.counters().applied;
@@ -211,22 +185,25 @@ async fn update(count: u32, runs: u32) -> Result<()> {
 }
 
 /// Two processes, for the API's objects are not the proxy's.
-async fn rss(count: u32) -> Result<()> {
+async fn rss(mode: Mode, count: u32) -> Result<()> {
     let api = filled(count);
     let url = format!("http://{}", api.listen().await?);
-    let node = test_node()?;
+    let stage = Stage::new(mode)?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("proxy").arg(url);
-    command.args([&node.cgroup, &node.bpffs]);
+    command.args(["proxy", mode.word(), &url]);
+    command.args(stage.place());
     let status = tokio::task::spawn_blocking(move || command.status()).await??;
     ensure!(status.success(), "{status}");
     Ok(())
 }
 
-async fn proxy(url: &str, cgroup: &str, pins: &str) -> Result<()> {
-    let datapath = Datapath::open(&config(cgroup.into(), pins.into()))?;
+async fn proxy(mode: Mode, url: &str, place: [PathBuf; 2]) -> Result<()> {
+    let dataplane: Box<dyn Dataplane> = match mode {
+        Mode::Ebpf => Box::new(stage::open_ebpf(place)?),
+        Mode::Iptables => stage::open_iptables(NodeNetns::open(&place[0])?).await?,
+    };
     let client = Client::try_from(Config::new(url.parse()?))?;
-    let _running = Running::start(client, datapath).await?;
+    let _running = Running::start(client, dataplane).await?;
     println!("{}", resident_mib("VmRSS:")?);
     println!("{}", resident_mib("VmHWM:")?);
     Ok(())

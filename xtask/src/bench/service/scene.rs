@@ -110,6 +110,8 @@ pub(super) enum Kind {
     Bare,
     /// A rule of iptables translates every packet: conntrack, and netfilter for what crosses the bridge.
     Dnat,
+    /// The rules of our own iptables mode do.
+    Iptables,
 }
 
 /// A node, two pods, and the processes in them. They end, and what they made goes, when it is dropped.
@@ -128,12 +130,13 @@ impl Scene {
         link_up(&node, &pods, kind)?;
         let cgroup = match kind {
             Kind::Ours => Some(cgroup()?),
-            Kind::Bare | Kind::Dnat => None,
+            Kind::Bare | Kind::Dnat | Kind::Iptables => None,
         };
         let cgroup = cgroup.as_deref();
-        let programs = cgroup
-            .map(|cgroup| start_programs(bench, &node, cgroup))
-            .transpose()?;
+        let programs = match kind {
+            Kind::Ours | Kind::Iptables => Some(start_programs(bench, &node, cgroup)?),
+            Kind::Bare | Kind::Dnat => None,
+        };
         if kind == Kind::Dnat {
             translate_packets(&node)?;
         }
@@ -190,7 +193,8 @@ fn link_up(node: &Path, pods: &[PathBuf], kind: Kind) -> Result<()> {
         if Path::new(switch).exists() {
             fs::write(switch, if through_netfilter { "1" } else { "0" })?;
         } else {
-            ensure!(kind != Kind::Dnat, "this kernel has no bridge netfilter");
+            let needed = matches!(kind, Kind::Dnat | Kind::Iptables);
+            ensure!(!needed, "this kernel has no bridge netfilter");
         }
         Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?)
     })?;
@@ -221,12 +225,16 @@ fn translate_packets(node: &Path) -> Result<()> {
     })
 }
 
-fn start_programs(bench: &Bench<'_>, node: &Path, cgroup: &Path) -> Result<Worker> {
+/// Without a cgroup: rules.
+fn start_programs(bench: &Bench<'_>, node: &Path, cgroup: Option<&Path>) -> Result<Worker> {
     let mut command = Command::new(bench.examples.join("service_node"));
-    command.arg(cgroup).args([VIP, SERVER]);
+    command.arg(cgroup.unwrap_or_else(|| Path::new("iptables")));
+    command.args([VIP, SERVER]);
     command.args(WAYS.map(|(_, port)| port.to_string()));
     command.arg("--");
-    command.args(PODS.map(|(number, addr, mac)| format!("{number}/{addr}/{mac}")));
+    if cgroup.is_some() {
+        command.args(PODS.map(|(number, addr, mac)| format!("{number}/{addr}/{mac}")));
+    }
     Worker::start(node, None, &command)
 }
 

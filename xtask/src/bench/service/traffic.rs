@@ -26,6 +26,9 @@ const COMPARED: usize = 10_000;
 const DIRECT: &str = "direct to the pod";
 const BARE: &str = "plain bridge, no Service";
 const DNAT: &str = "one iptables DNAT rule";
+const IPTABLES: &str = "our --proxy-mode=iptables";
+/// Our iptables mode is compared among so many at most: more rules take minutes to write.
+const RULES: usize = 10_000;
 
 /// What one run cost.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +59,14 @@ enum Side {
     Direct,
     Bare,
     Dnat,
+    Iptables,
 }
 
 struct Traffic {
     ours: Scene,
     bare: Scene,
     dnat: Scene,
+    iptables: Scene,
     /// What the machine does anyway, seconds of CPU time in a second; none if only our processes' time counts.
     idle: Option<f64>,
     runs: usize,
@@ -72,6 +77,7 @@ pub(super) fn measure(bench: &Bench<'_>, show: Show<'_>) -> Result<()> {
         ours: Scene::new(bench, Kind::Ours)?,
         bare: Scene::new(bench, Kind::Bare)?,
         dnat: Scene::new(bench, Kind::Dnat)?,
+        iptables: Scene::new(bench, Kind::Iptables)?,
         idle: None,
         runs: bench.runs,
     };
@@ -82,6 +88,9 @@ pub(super) fn measure(bench: &Bench<'_>, show: Show<'_>) -> Result<()> {
     }
     for count in COUNTS {
         traffic.ours.set_services(count)?;
+        if count <= RULES {
+            traffic.iptables.set_services(count)?;
+        }
         connections(&mut traffic, count, show)?;
         if count == COMPARED {
             requests(&mut traffic, show)?;
@@ -103,6 +112,7 @@ impl Traffic {
             Side::Direct => (&mut self.ours, SERVER),
             Side::Bare => (&mut self.bare, SERVER),
             Side::Dnat => (&mut self.dnat, VIP),
+            Side::Iptables => (&mut self.iptables, VIP),
         };
         let before = busy(scene, self.idle)?;
         let order = format!("{verb} {addr}:{} {amount}", WAYS[way].1);
@@ -139,83 +149,79 @@ fn middle(costs: &[Cost], of: fn(&Cost) -> f64) -> f64 {
     median(&costs.iter().map(of).collect::<Vec<_>>())
 }
 
-fn rate(
-    id: String,
-    [ours, reference]: [&[Cost]; 2],
-    (unit, scale): (&'static str, f64),
-    limit: f64,
-) -> Figure {
-    let [ours, reference] = [ours, reference].map(|costs| middle(costs, Cost::rate) * scale);
-    Figure::new(id, (ours, unit), (DIRECT, reference), Better::Higher).with_limit(Some(limit))
-}
+const PER_SECOND: (&str, f64) = ("1/s", 1.0);
+const GIGABITS: (&str, f64) = ("Gbit/s", 8e-9);
 
-fn cpu_each(
+fn rate(
     id: String,
     ours: &[Cost],
     (name, reference): (&'static str, &[Cost]),
-    limit: f64,
+    (unit, scale): (&'static str, f64),
 ) -> Figure {
+    let [ours, reference] = [ours, reference].map(|costs| middle(costs, Cost::rate) * scale);
+    Figure::new(id, (ours, unit), (name, reference), Better::Higher)
+}
+
+fn cpu_each(id: String, ours: &[Cost], (name, reference): (&'static str, &[Cost])) -> Figure {
     let reference = (name, middle(reference, Cost::cpu));
     let ours = (middle(ours, Cost::cpu), "us");
-    Figure::new(id, ours, reference, Better::Lower).with_limit(Some(limit))
+    Figure::new(id, ours, reference, Better::Lower)
 }
 
 fn connections(traffic: &mut Traffic, count: usize, show: Show<'_>) -> Result<()> {
-    use Side::{Bare, Direct, Dnat, Service};
-    let (service, direct, others) = if count == COMPARED {
-        let sides = [Service, Direct, Bare, Dnat];
-        let [service, direct, bare, dnat] = traffic.rotate(sides, "connect", CONNECTIONS)?;
-        (service, direct, Some((bare, dnat)))
+    use Side::{Bare, Direct, Dnat, Iptables, Service};
+    let id = |name: &str| format!("{name}@{count}");
+    let (service, direct, rules) = if count == COMPARED {
+        let sides = [Service, Direct, Iptables, Bare, Dnat];
+        let [service, direct, rules, bare, dnat] = traffic.rotate(sides, "connect", CONNECTIONS)?;
+        let bare = cpu_each(id("svc-conn-cpu/bare"), &service, (BARE, &bare));
+        show(bare.with_limit(Some(0.97)))?;
+        let dnat = cpu_each(id("svc-conn-cpu/dnat"), &service, (DNAT, &dnat));
+        show(dnat.with_limit(Some(0.8)))?;
+        (service, direct, Some(rules))
+    } else if count <= RULES {
+        let sides = [Service, Direct, Iptables];
+        let [service, direct, rules] = traffic.rotate(sides, "connect", CONNECTIONS)?;
+        (service, direct, Some(rules))
     } else {
         let sides = [Service, Direct];
         let [service, direct] = traffic.rotate(sides, "connect", CONNECTIONS)?;
         (service, direct, None)
     };
-    let id = |name: &str| format!("{name}@{count}");
-    let both = [&*service, &*direct];
-    show(rate(id("svc-cps"), both, ("1/s", 1.0), 0.97))?;
-    show(cpu_each(
-        id("svc-conn-cpu"),
-        &service,
-        (DIRECT, &direct),
-        1.03,
-    ))?;
-    if let Some((bare, dnat)) = others {
-        show(cpu_each(
-            id("svc-conn-cpu/bare"),
-            &service,
-            (BARE, &bare),
-            0.97,
-        ))?;
-        show(cpu_each(
-            id("svc-conn-cpu/dnat"),
-            &service,
-            (DNAT, &dnat),
-            0.8,
-        ))?;
+    let cps = rate(id("svc-cps"), &service, (DIRECT, &direct), PER_SECOND);
+    show(cps.with_limit(Some(0.97)))?;
+    let cpu = cpu_each(id("svc-conn-cpu"), &service, (DIRECT, &direct));
+    show(cpu.with_limit(Some(1.03)))?;
+    if let Some(rules) = rules {
+        let rules = (IPTABLES, &*rules);
+        show(rate(id("svc-cps/iptables"), &service, rules, PER_SECOND))?;
+        show(cpu_each(id("svc-conn-cpu/iptables"), &service, rules))?;
     }
     Ok(())
 }
 
 fn requests(traffic: &mut Traffic, show: Show<'_>) -> Result<()> {
     let before = traffic.ours.direct_packets()?;
-    let sides = [Side::Service, Side::Direct, Side::Bare];
-    let [service, direct, bare] = traffic.rotate(sides, "ask", REQUESTS)?;
+    let sides = [Side::Service, Side::Direct, Side::Bare, Side::Iptables];
+    let [service, direct, bare, rules] = traffic.rotate(sides, "ask", REQUESTS)?;
     // What is said of the bridge holds only for packets that went around it.
     let around = traffic.ours.direct_packets()? - before;
     ensure!(around > REQUESTS, "only {around} packets went directly");
-    let both = [&*service, &*direct];
-    show(rate("svc-rr".to_owned(), both, ("1/s", 1.0), 0.99))?;
-    let direct = (DIRECT, &*direct);
-    show(cpu_each("svc-rr-cpu".to_owned(), &service, direct, 1.02))?;
-    let bare = (BARE, &*bare);
-    show(cpu_each("svc-rr-cpu/bare".to_owned(), &service, bare, 0.92))
+    let id = str::to_owned;
+    let (direct, bare, rules) = ((DIRECT, &*direct), (BARE, &*bare), (IPTABLES, &*rules));
+    show(rate(id("svc-rr"), &service, direct, PER_SECOND).with_limit(Some(0.99)))?;
+    show(cpu_each(id("svc-rr-cpu"), &service, direct).with_limit(Some(1.02)))?;
+    show(cpu_each(id("svc-rr-cpu/bare"), &service, bare).with_limit(Some(0.92)))?;
+    show(rate(id("svc-rr/iptables"), &service, rules, PER_SECOND))?;
+    show(cpu_each(id("svc-rr-cpu/iptables"), &service, rules))
 }
 
 fn streams(traffic: &mut Traffic, show: Show<'_>) -> Result<()> {
-    let sides = [Side::Service, Side::Direct];
-    let [service, direct] = traffic.rotate(sides, "send", STREAM)?;
-    let gigabits = ("Gbit/s", 8e-9);
-    let both = [&*service, &*direct];
-    show(rate("svc-stream".to_owned(), both, gigabits, 0.99))
+    let sides = [Side::Service, Side::Direct, Side::Iptables];
+    let [service, direct, rules] = traffic.rotate(sides, "send", STREAM)?;
+    let id = str::to_owned;
+    let stream = rate(id("svc-stream"), &service, (DIRECT, &direct), GIGABITS);
+    show(stream.with_limit(Some(0.99)))?;
+    let rules = (IPTABLES, &*rules);
+    show(rate(id("svc-stream/iptables"), &service, rules, GIGABITS))
 }

@@ -2,10 +2,13 @@
 //! told to on stdin, and removes everything when that ends, the cgroup too. Runs in the node's network namespace.
 //!
 //!     service_node CGROUP VIP SERVER PORT… -- LINK/ADDRESS/MAC…
+//!     service_node iptables VIP SERVER PORT… --    the same by rules, which need no cgroup
 //!
 //!     services COUNT    so many Services with five endpoints each, the one at VIP among them; answered with "ok"
 //!     direct            how many packets went around the bridge
 #![allow(clippy::print_stdout, reason = "speaks with the bench")]
+
+mod rules;
 
 use std::{
     fs,
@@ -38,6 +41,9 @@ fn main() -> Result<()> {
         server: server.parse()?,
         ports: ports.collect::<Result<_>>()?,
     };
+    if cgroup == "iptables" {
+        return rules::serve(&service);
+    }
     let pins = tempfile::tempdir()?;
     let config = DatapathConfig {
         cgroup_path: cgroup.into(),
