@@ -23,15 +23,8 @@ fn addrs(net: u8, number: u32) -> [IpAddr; 2] {
 /// Dual-stack, two ports, a ClusterIP and a load balancer's address of each family.
 fn add_service(tables: &mut DesiredTables, number: u32) {
     for (family, port) in [(0, 80), (0, 443), (1, 80), (1, 443)] {
-        let set = |scope: &str| {
-            let words = [
-                &*number.to_string(),
-                &*family.to_string(),
-                &*port.to_string(),
-            ];
-            SetId::of(&[words[0], words[1], words[2], scope])
-        };
-        let (inside, outside) = (set("inside"), set("outside"));
+        let name = format!("{number} {family} {port}");
+        let (inside, outside) = (SetId::of(&[&name]), SetId::of_outside(&[&name]));
         let pod = addrs(10, number)[family];
         let backends: Vec<Backend> = (0..ENDPOINTS)
             .map(|n| Backend::new(pod, 8000 + n))

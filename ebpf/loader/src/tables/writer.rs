@@ -190,12 +190,32 @@ impl Writer {
     }
 
     fn apply_all(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
+        if let Err(error) = self.add(diff) {
+            // A full table would stay full, and what goes never go.
+            self.make_room(diff)?;
+            return Err(error);
+        }
+        self.remove_frontends(&diff.remove_frontends)?;
+        for id in &diff.remove_sets {
+            self.remove_set(*id);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
         for (id, members) in &diff.publish {
             self.publish(*id, members)?;
         }
-        self.upsert(&diff.upsert)?;
+        self.upsert(&diff.upsert)
+    }
+
+    /// Removes of a change what nothing in the tables refers to.
+    fn make_room(&mut self, diff: &TableDiff) -> Result<(), DatapathError> {
         self.remove_frontends(&diff.remove_frontends)?;
-        for id in &diff.remove_sets {
+        let frontends = self.state.frontends();
+        let used = frontends.flat_map(|(_, spec)| [Some(spec.inside), spec.outside]);
+        let used: HashSet<SetId> = used.flatten().collect();
+        for id in diff.remove_sets.iter().filter(|id| !used.contains(id)) {
             self.remove_set(*id);
         }
         Ok(())
