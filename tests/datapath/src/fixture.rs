@@ -1,13 +1,19 @@
 //! The Services that most tests use.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+};
 
 use anyhow::Result;
 use skiff_ebpf_loader::{
     Backend, Datapath, DesiredTables, Frontend, FrontendSpec, Protocol, SetId,
 };
 
-use crate::{PODS, PODS6, Probe, TestNode, protocol::Command};
+use crate::{
+    PODS, PODS6, Probe, TestNode,
+    protocol::{Answer, Command},
+};
 
 /// A Service with backends.
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 80), 80);
@@ -130,4 +136,16 @@ pub fn servers(node: &TestNode) -> Result<Probe> {
         probe.tell(&Command::UdpServe { addr, name })?;
     }
     Ok(probe)
+}
+
+/// So often this, and nothing else.
+#[must_use]
+pub fn only(key: impl ToString, count: u32) -> BTreeMap<String, u32> {
+    [(key.to_string(), count)].into()
+}
+
+/// Who has answered.
+#[must_use]
+pub fn names(answer: &Answer) -> Vec<&str> {
+    answer.names.keys().map(String::as_str).collect()
 }

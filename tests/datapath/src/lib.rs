@@ -15,8 +15,8 @@ pub use skiff_test_harness::probe::{Probe, protocol};
 pub use crate::{
     bridged::{BridgedNode, OUTSIDE, UPLINK, UPLINK6, pod6},
     fixture::{
-        EMPTY, EMPTY6, TARGET, VIP, VIP6, pod_names, pods, program, servers, spec, tables, tables6,
-        tcp, udp, web,
+        EMPTY, EMPTY6, TARGET, VIP, VIP6, names, only, pod_names, pods, program, servers, spec,
+        tables, tables6, tcp, udp, web,
     },
     node::{NODE, NODE6, PODS, PODS6, TestNode, ip},
     pod::{POD_PORT, Pod, addr_v6, bridge},

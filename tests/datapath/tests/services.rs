@@ -8,22 +8,13 @@ use std::{
 use anyhow::Result;
 use skiff_ebpf_loader::{Backend, Frontend, FrontendSpec, IpFamily, Protocol, SetId};
 use skiff_tests_datapath::{
-    EMPTY, NODE, PODS, TARGET, TestNode, VIP, pod_names, program,
-    protocol::{Answer, Command},
+    EMPTY, NODE, PODS, TARGET, TestNode, VIP, names, only, pod_names, program, protocol::Command,
     servers, spec, tables, tcp, udp, web,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
-
-fn only(key: impl ToString, count: u32) -> BTreeMap<String, u32> {
-    [(key.to_string(), count)].into()
-}
-
-fn names(answer: &Answer) -> Vec<&str> {
-    answer.names.keys().map(String::as_str).collect()
-}
 
 #[test]
 fn tcp_to_the_vip_is_spread_over_all_backends_and_keeps_the_vip_as_its_peer() -> Result<()> {

@@ -8,22 +8,13 @@ use std::{
 use anyhow::Result;
 use skiff_ebpf_loader::{Backend, DesiredTables, Frontend, IpFamily, Protocol};
 use skiff_tests_datapath::{
-    EMPTY6, NODE, NODE6, PODS6, TARGET, TestNode, VIP, VIP6, program,
-    protocol::{Answer, Command},
-    servers, spec, tables, tables6, web,
+    EMPTY6, NODE, NODE6, PODS6, TARGET, TestNode, VIP, VIP6, names, only, program,
+    protocol::Command, servers, spec, tables, tables6, web,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_datapath-probe");
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
-
-fn only(key: impl ToString, count: u32) -> BTreeMap<String, u32> {
-    [(key.to_string(), count)].into()
-}
-
-fn names(answer: &Answer) -> Vec<&str> {
-    answer.names.keys().map(String::as_str).collect()
-}
 
 #[test]
 fn tcp_is_spread_over_all_backends_and_keeps_the_vip_as_its_peer() -> Result<()> {
