@@ -78,7 +78,7 @@ impl Limits {
     }
 
     /// As large as fits this machine: for at most 50,000 Services, and for fewer where their arrays would take more than a
-    /// hundredth of its memory.
+    /// four-hundredth of its memory: they are taken whether there are Services or not.
     #[must_use]
     pub fn for_machine() -> Self {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -124,7 +124,7 @@ fn services_for(total_kib: u64) -> u32 {
     const STEPS: [u32; 5] = [50_000, 24_000, 12_000, 6_000, 3_000];
     /// What the arrays take for each Service (measured: see `ebpf/README.md`).
     const BYTES: u64 = 6_200;
-    let budget = total_kib * 1024 / 100;
+    let budget = total_kib * 1024 / 400;
     let fits = |services: &u32| u64::from(*services) * BYTES <= budget;
     STEPS.into_iter().find(fits).unwrap_or(0)
 }
@@ -140,11 +140,12 @@ mod tests {
         for (gib, services) in [
             (0, 0),
             (1, 0),
-            (2, 3_000),
-            (8, 12_000),
-            (16, 24_000),
-            (24, 24_000),
-            (64, 50_000),
+            (4, 0),
+            (8, 3_000),
+            (16, 6_000),
+            (24, 6_000),
+            (64, 24_000),
+            (128, 50_000),
         ] {
             assert_eq!(services_for(gib * GIB), services, "{gib} GiB");
         }
