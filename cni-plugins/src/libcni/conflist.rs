@@ -108,7 +108,9 @@ impl Conflist {
         let name = list
             .name
             .ok_or_else(|| CniError::config("\"name\" is missing"))?;
-        let versions = offered_versions(list.version.as_deref(), &list.versions)?;
+        // A single plugin's configuration has one version, as libcni reads it.
+        let offered = if is_single { &[][..] } else { &list.versions };
+        let versions = offered_versions(list.version.as_deref(), offered)?;
         let version = versions.last().copied().unwrap_or(CniVersion::LATEST);
         let inlined = if is_single {
             let single = std::mem::take(&mut rest);
@@ -262,6 +264,8 @@ mod tests {
                 1,
             ),
             (r#"{"name":"n","plugins":[{"type":"x"}]}"#, 1),
+            // Only a list offers several.
+            (r#"{"cniVersions":["1.0.0"],"name":"n","type":"x"}"#, 1),
         ] {
             assert_eq!(
                 Conflist::parse(text.as_bytes()).unwrap_err().code,

@@ -1,6 +1,7 @@
 //! The fuzz targets of `tests/fuzz`, each for a bounded time, from the corpus that is kept beside them.
 //!
-//! By default each goes the same way every time, so that a failure is the change's and not luck's. `SKIFF_FUZZ_SECONDS`
+//! By default each goes the same way every time, equally far on a fast machine and a slow one (but for a limit of time), so that a
+//! failure is the change's and not luck's. `SKIFF_FUZZ_SECONDS`
 //! gives each more or less time, and another way each time: that is how to look for more. `cargo xtask test` builds them.
 #![expect(
     clippy::unwrap_used,
@@ -15,6 +16,8 @@ use std::{
 };
 
 const DEFAULT_SECONDS: &str = "15";
+/// Inputs that each target gets by default.
+const DEFAULT_RUNS: &str = "300000";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -48,10 +51,12 @@ fn run(target: &str) {
     let seconds = std::env::var("SKIFF_FUZZ_SECONDS");
     // 0: libFuzzer takes one by chance.
     let seed = u8::from(seconds.is_err());
+    let runs = if seconds.is_err() { DEFAULT_RUNS } else { "-1" };
     let seconds = seconds.as_deref().unwrap_or(DEFAULT_SECONDS);
     let output = Command::new(executable(target))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-seed={seed}"))
+        .arg(format!("-runs={runs}"))
         .arg(format!("-artifact_prefix={}/", scratch.path().display()))
         .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1"])
         .args([&found, &corpus])
