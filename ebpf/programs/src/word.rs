@@ -1,7 +1,7 @@
 //! Words in packets: one load or store each, at any address.
 //!
 //! Headers begin behind fourteen bytes of Ethernet, so their words are not where the compiler wants words to be, and it would put
-//! them together byte by byte: a third of a program's time. The machines that skiff runs on load them in one step, and there the
+//! them together byte by byte. The machines that skiff runs on load them in one step, and there the
 //! verifier lets programs do so.
 
 use core::{arch::asm, array};

@@ -320,6 +320,10 @@ impl Writer {
     ) -> Result<Vec<Member>, DatapathError> {
         let known = Known::of(old.map_or(&[], |old| old.members.as_slice()));
         let kept: Vec<Option<Member>> = wanted.iter().map(|b| known.get(b)).collect();
+        // Before new ones are taken, which would be nobody's after an error; those are within reach when they are taken.
+        for member in kept.iter().flatten() {
+            self.backends.map(member.id, member.id.saturating_add(1))?;
+        }
         let missing = kept.iter().filter(|member| member.is_none()).count();
         let mut fresh = self.take_backends(missing)?.into_iter();
         let mut members = Vec::with_capacity(wanted.len());
@@ -327,7 +331,6 @@ impl Writer {
             let Some(id) = kept.map(|member| member.id).or_else(|| fresh.next()) else {
                 break;
             };
-            self.backends.map(id, id.saturating_add(1))?;
             let member = Member {
                 backend: *backend,
                 id,
